@@ -1,0 +1,97 @@
+//! Stream to stream: two halves joined, and how they open, carry bytes and end (dmsg-wire 10.4).
+//!
+//! A half is one stream of one session. The half a client opened brings a request; the half we open at the destination
+//! brings the response; from then on payload of one goes into the queue of the other.
+
+mod open;
+mod payload;
+
+use ringwire_proto::identity::PublicKey;
+
+use crate::driver::Nanos;
+use crate::queue::Queue;
+use crate::slab::Key;
+
+/// One stream of one session. Plain data.
+#[derive(Debug)]
+pub(crate) struct Half {
+    /// The session it belongs to.
+    pub(crate) session: Key,
+    /// Its id there.
+    pub(crate) stream: u32,
+    /// The other half; `Key::NONE` while there is none.
+    pub(crate) partner: Key,
+    pub(crate) state: State,
+    /// Bytes for this half's peer.
+    pub(crate) queue: Queue,
+    /// Bytes of this half's peer that have nowhere to go yet: an object in the making, or what follows it.
+    pub(crate) early: Queue,
+    /// In which list of its session it waits for its turn to send.
+    pub(crate) listed: Listed,
+    /// FIN once the queue is empty.
+    pub(crate) finish: bool,
+    /// Its peer sent FIN.
+    pub(crate) finished: bool,
+    /// We opened it, towards a destination.
+    pub(crate) is_forward: bool,
+    /// What a response must answer; on the destination's half until it came.
+    pub(crate) expected: Option<Box<Expected>>,
+    /// When its peer last sent payload.
+    pub(crate) active_at: Nanos,
+    /// What the clock says about it; `Nanos::MAX`: nothing.
+    pub(crate) deadline: Nanos,
+    /// When its entry in the wheel fires.
+    pub(crate) timer_at: Nanos,
+}
+
+/// How far a half is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// A client opened it; its request is not complete.
+    Request,
+    /// Its request is with the destination.
+    Waiting,
+    /// We opened it; the response is not complete.
+    Response,
+    /// Payload flows.
+    Bridged,
+    /// Over, as far as new payload goes: the queue still goes out, then FIN.
+    Ending,
+}
+
+/// In which list of its session a half waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Listed {
+    No,
+    Urgent,
+    Bulk,
+}
+
+/// What a response is checked against (dmsg-wire 9.2).
+#[derive(Debug)]
+pub(crate) struct Expected {
+    pub(crate) request_hash: [u8; 32],
+    pub(crate) destination: PublicKey,
+}
+
+impl Half {
+    /// A stream that was just opened, by its peer or (`is_forward`) by us.
+    pub(crate) fn new(session: Key, stream: u32, state: State, is_forward: bool) -> Self {
+        Self {
+            session,
+            stream,
+            partner: Key::NONE,
+            state,
+            queue: Queue::default(),
+            early: Queue::default(),
+            listed: Listed::No,
+            finish: false,
+            finished: false,
+            is_forward,
+            expected: None,
+            active_at: 0,
+            deadline: Nanos::MAX,
+            timer_at: Nanos::MAX,
+        }
+    }
+}

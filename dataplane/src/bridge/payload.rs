@@ -1,0 +1,321 @@
+//! Payload of a bridge, its credit, and its end.
+
+use super::{Listed, State};
+use crate::counters::Counter;
+use crate::driver::{Driver, Nanos};
+use crate::limits;
+use crate::ring::Span;
+use crate::session::Session;
+use crate::slab::Key;
+use crate::worker::{Timer, Worker};
+
+impl<D: Driver> Worker<D> {
+    /// Payload of a half's peer. `span` lies in a page that is the batch's: what is kept is retained or copied.
+    pub(crate) fn receive_payload(&mut self, half_key: Key, span: Span) {
+        let now = self.driver.now();
+        let Some(half) = self.halves.find_mut(half_key) else {
+            self.counters.add(Counter::BytesDropped, span.len() as u64);
+            return;
+        };
+        half.active_at = now;
+        match half.state {
+            State::Bridged => {
+                let partner = half.partner;
+                if self.halves.find(partner).is_some_and(|partner| !partner.finish) {
+                    self.counters.add(Counter::BytesBridged, span.len() as u64);
+                    self.queue_span(partner, span);
+                } else {
+                    self.drop_payload(half_key, span.len());
+                }
+            }
+            State::Request | State::Waiting | State::Response => {
+                self.keep_early(half_key, span);
+                self.advance_opening(half_key);
+            }
+            State::Ending => self.drop_payload(half_key, span.len()),
+        }
+    }
+
+    /// Nobody wants these bytes any more, but the sender's credit is returned: other streams are not its business.
+    fn drop_payload(&mut self, half_key: Key, len: usize) {
+        self.counters.add(Counter::BytesDropped, len as u64);
+        let Some(half) = self.halves.find(half_key) else { return };
+        let (session, stream) = (half.session, half.stream);
+        if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
+            open.mux.consumed(stream, len as u32);
+        }
+        self.mark(session);
+    }
+
+    /// Queues received payload for a half's peer: in place when it is worth a page, else as a packed copy.
+    fn queue_span(&mut self, half_key: Key, span: Span) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        let pool = self.driver.pool();
+        let mut rest = span;
+        if span.len() < limits::COPY_BELOW {
+            self.scratch.clear();
+            self.scratch.extend_from_slice(pool.bytes(span));
+            let copied = half.queue.push_copy(&mut self.nodes, pool, &self.scratch);
+            self.counters.add(Counter::BytesCopied, copied as u64);
+            rest = span.part(copied, span.len() - copied);
+        }
+        if !rest.is_empty() {
+            // Also when the memory is used up: the page is held already, so nothing is lost by keeping it.
+            pool.retain(rest);
+            half.queue.push(&mut self.nodes, rest);
+            self.touched.push(half_key);
+        }
+        self.list_half(half_key);
+    }
+
+    /// Queues bytes of our own for a half's peer.
+    pub(super) fn queue_bytes(&mut self, half_key: Key, bytes: &[u8]) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        let queued = half.queue.push_copy(&mut self.nodes, self.driver.pool(), bytes);
+        if queued < bytes.len() {
+            // Half an object is worse than none: the stream cannot be used.
+            return self.reset_half(half_key);
+        }
+        self.list_half(half_key);
+    }
+
+    fn keep_early(&mut self, half_key: Key, span: Span) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        self.scratch.clear();
+        self.scratch.extend_from_slice(self.driver.pool().bytes(span));
+        let kept = half.early.push_copy(&mut self.nodes, self.driver.pool(), &self.scratch);
+        if kept < span.len() {
+            self.reset_half(half_key);
+        }
+    }
+
+    /// Bytes that came behind a half's object go on to the partner.
+    pub(super) fn pass_early(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        let mut early = std::mem::take(&mut half.early);
+        let (partner_key, finished) = (half.partner, half.finished);
+        self.counters.add(Counter::BytesBridged, early.len() as u64);
+        let Some(partner) = self.halves.find_mut(partner_key) else {
+            early.clear(&mut self.nodes, self.driver.pool());
+            return;
+        };
+        partner.queue.append(&mut self.nodes, &mut early);
+        self.list_half(partner_key);
+        if finished {
+            self.half_finished(half_key);
+        }
+    }
+
+    /// Puts a half with something to send into the list of its session that fits.
+    pub(crate) fn list_half(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        if half.listed == Listed::No && (!half.queue.is_empty() || half.finish) {
+            let Some(open) = self.sessions.find_mut(half.session).and_then(Session::open_mut) else { return };
+            if half.queue.len() <= limits::URGENT_QUEUE_LEN_MAX {
+                half.listed = Listed::Urgent;
+                open.urgent.push_back(half_key);
+            } else {
+                half.listed = Listed::Bulk;
+                open.bulk.push_back(half_key);
+            }
+        }
+        let session = half.session;
+        self.mark(session);
+    }
+
+    /// `len` bytes of a half went out: the peer they came from gets its credit back.
+    pub(crate) fn return_credit(&mut self, half_key: Key, len: u32) {
+        let Some(source) = self.halves.find(half_key).and_then(|half| self.halves.find(half.partner)) else {
+            return;
+        };
+        if source.state == State::Ending && source.finished {
+            return;
+        }
+        let (session, stream) = (source.session, source.stream);
+        let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) else { return };
+        // What we queued ourselves (objects) was never the source's: only what it sent and did not get back counts.
+        let owed = open.mux.stream(stream).map_or(0, |stream| stream.unconsumed());
+        open.mux.consumed(stream, len.min(owed));
+        self.mark(session);
+    }
+
+    /// A half's peer sent FIN: what it sent is delivered, then both streams are closed (dmsg-wire 10.4).
+    pub(crate) fn half_finished(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        half.finished = true;
+        match half.state {
+            State::Bridged => {
+                let partner = half.partner;
+                half.state = State::Ending;
+                half.deadline = Nanos::MAX;
+                self.counters.count(Counter::BridgesClosed);
+                if let Some(partner_half) = self.halves.find_mut(partner) {
+                    partner_half.finish = true;
+                    partner_half.state = State::Ending;
+                    partner_half.deadline = Nanos::MAX;
+                    let deadline = self.driver.now() + limits::DRAIN_TIMEOUT_NS;
+                    self.set_deadline(partner, deadline);
+                    self.list_half(partner);
+                } else {
+                    self.end_half(half_key);
+                }
+            }
+            // A client that finishes behind its request still waits for the response; it is told when there is none.
+            State::Request | State::Response => {
+                if half.early.is_empty() {
+                    self.counters.count(Counter::RefusedObject);
+                }
+                let partner = half.partner;
+                self.end_half(half_key);
+                self.end_half(partner);
+            }
+            State::Waiting | State::Ending => {}
+        }
+    }
+
+    /// A half's FIN was put into a send; `gone`: both directions have ended.
+    pub(crate) fn half_sent_finish(&mut self, half_key: Key, gone: bool) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        let partner = half.partner;
+        half.deadline = Nanos::MAX;
+        let now = self.driver.now();
+        if let Some(other) = self.halves.find_mut(partner)
+            && other.state == State::Ending
+            && !other.finish
+        {
+            // Everything its peer sent is delivered: now its own direction ends too.
+            other.finish = true;
+            self.set_deadline(partner, now + limits::DRAIN_TIMEOUT_NS);
+            self.list_half(partner);
+        }
+        if gone {
+            self.remove_half(half_key);
+        }
+    }
+
+    /// Ends a half: what is queued goes out, then FIN; what arrives is dropped.
+    pub(crate) fn end_half(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        if half.state == State::Bridged {
+            self.counters.count(Counter::BridgesClosed);
+            let partner = half.partner;
+            if let Some(partner) = self.halves.find_mut(partner) {
+                partner.state = State::Ending;
+            }
+        }
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        half.state = State::Ending;
+        half.finish = true;
+        let mut early = std::mem::take(&mut half.early);
+        let dropped = early.clear(&mut self.nodes, self.driver.pool());
+        let deadline = self.driver.now() + limits::DRAIN_TIMEOUT_NS;
+        self.drop_payload(half_key, dropped);
+        self.set_deadline(half_key, deadline);
+        self.list_half(half_key);
+    }
+
+    /// A half's peer reset it: the partner's queue is dropped and it is reset too.
+    pub(crate) fn half_was_reset(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find(half_key) else { return };
+        let partner = half.partner;
+        self.remove_half(half_key);
+        self.reset_half(partner);
+    }
+
+    /// A half went away with its session: both halves of a bridge die together.
+    pub(crate) fn lose_half(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find(half_key) else { return };
+        let (partner, was_waiting) = (half.partner, half.state == State::Response);
+        self.remove_half(half_key);
+        if was_waiting {
+            // The dialler learns at once that the destination is gone.
+            self.counters.count(Counter::RefusedResponse);
+            self.end_half(partner);
+        } else {
+            self.reset_half(partner);
+        }
+    }
+
+    /// Resets a stream from our side.
+    pub(crate) fn reset_half(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find(half_key) else { return };
+        let (session, stream) = (half.session, half.stream);
+        if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
+            open.mux.reset(stream);
+        }
+        self.mark(session);
+        self.remove_half(half_key);
+    }
+
+    /// Forgets a half whose stream is gone. A partner that still expects bytes of it ends.
+    pub(crate) fn remove_half(&mut self, half_key: Key) {
+        let Some(mut half) = self.halves.remove(half_key) else { return };
+        let pool = self.driver.pool();
+        let dropped = half.queue.clear(&mut self.nodes, pool) + half.early.clear(&mut self.nodes, pool);
+        self.counters.add(Counter::BytesDropped, dropped as u64);
+        self.counters.count(if half.is_forward { Counter::ForwardsClosed } else { Counter::StreamsClosed });
+        if half.state == State::Bridged {
+            self.counters.count(Counter::BridgesClosed);
+            if let Some(partner) = self.halves.find_mut(half.partner) {
+                partner.state = State::Ending;
+            }
+        }
+    }
+
+    /// Sets what the clock says about a half and makes the wheel fire in time.
+    pub(crate) fn set_deadline(&mut self, half_key: Key, deadline: Nanos) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        half.deadline = deadline;
+        if deadline < half.timer_at {
+            half.timer_at = self.wheel.schedule(deadline, Timer::Half(half_key));
+        }
+    }
+
+    /// A half's entry in the wheel fired.
+    pub(crate) fn half_timer(&mut self, half_key: Key, now: Nanos) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        if half.timer_at > now {
+            return;
+        }
+        half.timer_at = Nanos::MAX;
+        if half.deadline > now {
+            let deadline = half.deadline;
+            if deadline != Nanos::MAX {
+                self.set_deadline(half_key, deadline);
+            }
+            return;
+        }
+        half.deadline = Nanos::MAX;
+        match half.state {
+            State::Request => {
+                self.counters.count(Counter::StreamsTimedOut);
+                self.end_half(half_key);
+            }
+            State::Response => {
+                self.counters.count(Counter::StreamsTimedOut);
+                self.refuse_response(half_key);
+            }
+            State::Bridged => self.check_idle(half_key, now),
+            // The queue did not go out in time.
+            State::Ending => {
+                let partner = half.partner;
+                self.reset_half(half_key);
+                self.reset_half(partner);
+            }
+            State::Waiting => {}
+        }
+    }
+
+    /// A bridge on which nothing moved for the limit ends; activity on either side counts for both.
+    fn check_idle(&mut self, half_key: Key, now: Nanos) {
+        let Some(half) = self.halves.find(half_key) else { return };
+        let partner = half.partner;
+        let last = half.active_at.max(self.halves.find(partner).map_or(0, |partner| partner.active_at));
+        if now.saturating_sub(last) < limits::BRIDGE_IDLE_TIMEOUT_NS {
+            return self.set_deadline(half_key, last + limits::BRIDGE_IDLE_TIMEOUT_NS);
+        }
+        self.counters.count(Counter::BridgesIdle);
+        self.end_half(half_key);
+        self.end_half(partner);
+    }
+}

@@ -1,0 +1,171 @@
+//! What a worker counts: one block of cells per worker, written by it alone and read by anybody.
+//!
+//! Things that open and close are pairs of counters, never a gauge, so that a reader misses nothing. The help text of
+//! each says when it moves.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+macro_rules! counters {
+    ($($(#[doc = $help:literal])+ $name:ident => $text:literal,)+) => {
+        /// A counter of a worker.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[repr(usize)]
+        pub enum Counter {
+            $($(#[doc = $help])+ $name,)+
+        }
+
+        impl Counter {
+            /// Every counter, in the order of its cell.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The name operators see.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+
+            /// When it moves.
+            pub fn help(self) -> &'static str {
+                match self { $(Self::$name => concat!($($help,)+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// A TCP connection was accepted.
+    ConnectionsAccepted => "connections_accepted_total",
+    /// A TCP connection was closed, whatever the reason.
+    ConnectionsClosed => "connections_closed_total",
+    /// Accepting failed (descriptors or memory are used up); it is tried again.
+    AcceptFailures => "accept_failures_total",
+    /// A session handshake finished and the session was filed.
+    SessionsOpened => "sessions_opened_total",
+    /// A filed session ended.
+    SessionsClosed => "sessions_closed_total",
+    /// Of the sessions opened: with the post-quantum part.
+    SessionsHybrid => "sessions_hybrid_total",
+    /// A session was displaced by a newer one of the same key.
+    SessionsDisplaced => "sessions_displaced_total",
+    /// A session handshake failed: bad message, bad key, or a classical peer where the hybrid is required.
+    HandshakesFailed => "handshakes_failed_total",
+    /// A connection was closed because its handshake took too long.
+    HandshakesTimedOut => "handshakes_timed_out_total",
+    /// A peer broke the rules of the session multiplexer; its session was closed.
+    SessionViolations => "session_violations_total",
+    /// A peer stopped answering; its session was closed.
+    SessionsDead => "sessions_dead_total",
+    /// A stream was opened by a client.
+    StreamsOpened => "streams_opened_total",
+    /// A stream opened by a client is gone.
+    StreamsClosed => "streams_closed_total",
+    /// A stream was opened by us towards a destination.
+    ForwardsOpened => "forwards_opened_total",
+    /// A stream opened by us is gone.
+    ForwardsClosed => "forwards_closed_total",
+    /// A bridge started: request and response are verified and passed on.
+    BridgesOpened => "bridges_opened_total",
+    /// A bridge ended.
+    BridgesClosed => "bridges_closed_total",
+    /// A liveness ping on a stream was answered.
+    StreamPings => "stream_pings_total",
+    /// An IP request was answered.
+    IpRequests => "ip_requests_total",
+    /// A stream was refused: its object could not be opened, decoded or verified.
+    RefusedObject => "refused_object_total",
+    /// A stream was refused: its request names another source than the session's key.
+    RefusedSource => "refused_source_total",
+    /// A stream was refused: the destination has no session here.
+    RefusedDestination => "refused_destination_total",
+    /// A stream was refused: the session has as many streams as it may.
+    RefusedStreamLimit => "refused_stream_limit_total",
+    /// A stream was refused: the destination cannot take another stream now.
+    RefusedOpen => "refused_open_total",
+    /// A stream was refused: the destination's response was missing, invalid or a refusal.
+    RefusedResponse => "refused_response_total",
+    /// A stream was closed because its request or response did not come in time.
+    StreamsTimedOut => "streams_timed_out_total",
+    /// A bridge was closed because neither side sent anything for the idle limit.
+    BridgesIdle => "bridges_idle_total",
+    /// Bytes received from sessions.
+    BytesReceived => "received_bytes_total",
+    /// Bytes handed to the kernel for sessions.
+    BytesSent => "sent_bytes_total",
+    /// Payload bytes that a bridge passed on.
+    BytesBridged => "bridged_bytes_total",
+    /// Payload bytes dropped: for streams that are gone, or behind the end of a bridge.
+    BytesDropped => "dropped_bytes_total",
+    /// Payload bytes copied instead of forwarded in place.
+    BytesCopied => "copied_bytes_total",
+    /// Data frames received.
+    FramesReceived => "received_frames_total",
+    /// Data frames sent.
+    FramesSent => "sent_frames_total",
+    /// Gathered sends.
+    Sends => "sends_total",
+    /// Sends of which the kernel took only a part.
+    SendsShort => "sends_short_total",
+    /// Receives that brought bytes.
+    Receives => "receives_total",
+    /// Receives that found no free page.
+    ReceivesStarved => "receives_starved_total",
+    /// Turns of the worker.
+    Turns => "turns_total",
+    /// Turns that took as many completions as they may.
+    TurnsExhausted => "turns_exhausted_total",
+    /// Completions of operations for a session that is gone.
+    CompletionsStale => "completions_stale_total",
+}
+
+/// One worker's cells.
+#[derive(Debug)]
+pub struct CounterBlock(CachePadded<[AtomicU64; Counter::ALL.len()]>);
+
+impl Default for CounterBlock {
+    fn default() -> Self {
+        Self(CachePadded::new([const { AtomicU64::new(0) }; Counter::ALL.len()]))
+    }
+}
+
+impl CounterBlock {
+    /// Adds to a counter. Only the worker that owns the block calls this: load and store instead of an atomic addition,
+    /// which would lock the line.
+    #[inline]
+    pub fn add(&self, counter: Counter, amount: u64) {
+        let cell = &self.0[counter as usize];
+        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+    }
+
+    /// Adds one.
+    #[inline]
+    pub fn count(&self, counter: Counter) {
+        self.add(counter, 1);
+    }
+
+    /// The value now.
+    pub fn value(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// A copy of all counters at one time.
+#[derive(Debug, Clone)]
+pub struct Counters(Vec<u64>);
+
+impl Counters {
+    /// Copies one block.
+    pub fn of(block: &CounterBlock) -> Self {
+        Self(Counter::ALL.iter().map(|&counter| block.value(counter)).collect())
+    }
+
+    /// One value.
+    pub fn value(&self, counter: Counter) -> u64 {
+        self.0[counter as usize]
+    }
+
+    /// Names and values, in a fixed order.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        Counter::ALL.iter().zip(&self.0).map(|(counter, &value)| (counter.name(), value))
+    }
+}

@@ -1,0 +1,101 @@
+//! Every bound of the data plane: value, unit in the name, reason, and what happens when it is hit.
+//!
+//! Derived sizes are computed from other limits, one term per line. A queue or a buffer elsewhere in the package takes
+//! its size from here.
+
+/// Length of one page of buffer memory, in bytes: the receive slot the kernel fills and the unit the budget counts.
+/// 16 KiB measured best with receive bundles (64 KiB slots gain nothing once completions carry several of them).
+pub const PAGE_LEN: usize = 16 * 1024;
+
+/// Pages handed to the kernel for receiving, per worker: 4 MiB. What is in the ring is touched in rotation, so this is
+/// resident memory; when it runs dry a receive ends with "no buffers" (counted) and is armed again once pages are back.
+pub const RECEIVE_RING_PAGES: usize = 256;
+
+/// Buffer memory of one worker unless configured otherwise, in bytes. Address space, not resident memory: pages are
+/// touched when used. When it is used up no page goes to the kernel until one comes back.
+pub const BUFFER_MEMORY_LEN: usize = 512 * 1024 * 1024;
+
+/// Smallest buffer memory accepted, in bytes: the receive ring and as much again for queues.
+pub const BUFFER_MEMORY_LEN_MIN: usize = 2 * RECEIVE_RING_PAGES * PAGE_LEN;
+
+/// A payload piece shorter than this is copied into a packed block of its destination, and its page goes back at once;
+/// a longer one is forwarded in place. Held pages then carry mostly payload.
+pub const COPY_BELOW: usize = 1024;
+
+/// One gathered send carries at most this many bytes of payload: bounds what a control frame can wait behind once it
+/// is with the kernel.
+pub const GATHER_LEN_MAX: usize = 256 * 1024;
+
+/// Frames in one gathered send. With `GATHER_PARTS_MAX` it keeps the iovec array below the kernel's limit of 1,024.
+pub const GATHER_FRAMES_MAX: usize = 256;
+
+/// Slices in one gathered send (payload spans and frame headers together).
+pub const GATHER_PARTS_MAX: usize = 512;
+
+/// Bytes one stream may send in a round of deficit round robin: several of the Go clients' 4 KiB writes, one large frame.
+pub const STREAM_QUANTUM_LEN: usize = 64 * 1024;
+
+/// A stream whose whole queue is at most this long goes out before bulk: requests, responses, keystrokes, echoes.
+pub const URGENT_QUEUE_LEN_MAX: usize = 2048;
+
+/// Urgent streams get at most this share of one gathered send, so that many small streams cannot starve bulk.
+pub const URGENT_GATHER_LEN_MAX: usize = GATHER_LEN_MAX / 2;
+
+/// `TCP_NOTSENT_LOWAT` on every session, in bytes: unsent data beyond it stays in our queues, where order and budgets
+/// apply, and not in the kernel's.
+pub const NOTSENT_LOWAT_LEN: u32 = 128 * 1024;
+
+/// Completions taken in one turn. Exhausting it is counted (`turn_budget_exhausted`); the rest waits for the next turn.
+pub const COMPLETIONS_PER_TURN_MAX: usize = 1024;
+
+/// Submission queue entries: two operations for each of many sessions in a turn; a full queue is submitted early.
+pub const SUBMISSION_ENTRIES: u32 = 1024;
+
+/// Completion queue entries: sized for multishot accepts and for a turn's receives and sends.
+pub const COMPLETION_ENTRIES: u32 = 4 * SUBMISSION_ENTRIES;
+
+/// Half-open connections (before the session handshake is done); past it the oldest is closed.
+pub const HALF_OPEN_MAX: usize = 8192;
+
+/// Streams one session may have opened and not yet closed on both sides (dmsg-wire 11.2); the next is accepted and
+/// closed at once.
+pub const STREAMS_PER_SESSION_MAX: u32 = 2048;
+
+/// Bytes on a stream before its object is complete: a length prefix and the largest object packet (dmsg-wire 7).
+pub const OBJECT_LEN_MAX: usize = 2 + 65_535;
+
+/// A second, in nanoseconds.
+pub const SECOND_NS: u64 = 1_000_000_000;
+
+/// Session handshake, from accept to message 3 (dmsg-wire 3): then the connection is closed.
+pub const HANDSHAKE_TIMEOUT_NS: u64 = 5 * SECOND_NS;
+
+/// Reading the request of a new stream (dmsg-wire 11.3): then the stream is closed.
+pub const REQUEST_TIMEOUT_NS: u64 = 5 * SECOND_NS;
+
+/// Waiting for the destination's response (dmsg-wire 11.3): then both streams are closed.
+pub const FORWARD_TIMEOUT_NS: u64 = 5 * SECOND_NS;
+
+/// A bridge on which neither direction moved a byte (dmsg-wire 11.3, both directions counted together): both streams
+/// are closed.
+pub const BRIDGE_IDLE_TIMEOUT_NS: u64 = 300 * SECOND_NS;
+
+/// After the bridge has ended, how long the other direction's queue may still go out; then the stream is reset.
+pub const DRAIN_TIMEOUT_NS: u64 = 10 * SECOND_NS;
+
+/// After our FIN, how long the peer may take to send its own; then the stream is reset. Clients of 2024 forget to
+/// (dmsg-wire 16).
+pub const CLOSE_GRACE_NS: u64 = 30 * SECOND_NS;
+
+/// `TCP_USER_TIMEOUT`, in milliseconds: data the peer's kernel does not acknowledge for this long ends the session.
+pub const USER_TIMEOUT_MS: u32 = 25_000;
+
+/// Listen backlog: connections the kernel completes before we accept them. The kernel clamps it to `somaxconn`.
+pub const LISTEN_BACKLOG: i32 = 4096;
+
+const _: () = assert!(PAGE_LEN <= u16::MAX as usize, "a span's offset and length are 16 bits");
+const _: () = assert!(
+    RECEIVE_RING_PAGES.is_power_of_two() && RECEIVE_RING_PAGES <= 32_768,
+    "kernel's rule for buffer rings"
+);
+const _: () = assert!(GATHER_PARTS_MAX <= 1024, "UIO_MAXIOV");

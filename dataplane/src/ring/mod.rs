@@ -1,0 +1,17 @@
+//! The kernel side of the data plane, and the only module of the package with unsafe code.
+//!
+//! [`Pool`] is the buffer memory; [`UringDriver`] moves bytes with io_uring. `probe` tells at start whether io_uring can be
+//! used here, and what to change when it cannot; `op` holds one constructor per ring operation; `buffers` is the ring of
+//! pages lent to the kernel.
+#![allow(unsafe_code, reason = "io_uring and the memory it writes to are reached through raw addresses")]
+
+mod buffers;
+mod op;
+mod pool;
+mod probe;
+mod region;
+mod uring;
+
+pub use pool::{Pool, Span};
+pub use probe::{Features, probe};
+pub use uring::{UringDriver, Waker};

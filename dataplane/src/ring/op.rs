@@ -1,0 +1,115 @@
+//! One constructor per ring operation; entries are built nowhere else.
+//!
+//! The user data of every entry is a [`Token`]: what kind of operation it is, for which socket, and which generation of
+//! that place in the socket table.
+
+use std::os::fd::RawFd;
+
+use io_uring::{opcode, squeue, types};
+
+/// Group id of the one buffer ring of a worker.
+pub(super) const BUFFER_GROUP: u16 = 0;
+
+/// Kind of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Kind {
+    Accept = 1,
+    Receive = 2,
+    Send = 3,
+    Cancel = 4,
+    Wake = 5,
+}
+
+/// User data of an entry: kind (8 bits), generation (24 bits), index (32 bits).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Token {
+    pub(super) kind: Kind,
+    pub(super) generation: u32,
+    pub(super) index: u32,
+}
+
+const GENERATION_MASK: u32 = 0x00ff_ffff;
+
+impl Token {
+    pub(super) fn new(kind: Kind, index: u32, generation: u32) -> Self {
+        Self { kind, generation: generation & GENERATION_MASK, index }
+    }
+
+    pub(super) fn pack(self) -> u64 {
+        u64::from(self.kind as u8) << 56
+            | u64::from(self.generation & GENERATION_MASK) << 32
+            | u64::from(self.index)
+    }
+
+    pub(super) fn unpack(data: u64) -> Option<Self> {
+        let kind = match (data >> 56) as u8 {
+            1 => Kind::Accept,
+            2 => Kind::Receive,
+            3 => Kind::Send,
+            4 => Kind::Cancel,
+            5 => Kind::Wake,
+            _ => return None,
+        };
+        Some(Self { kind, generation: (data >> 32) as u32 & GENERATION_MASK, index: data as u32 })
+    }
+
+    /// Whether a socket of this generation is the one the operation was for.
+    pub(super) fn is_of(self, generation: u32) -> bool {
+        self.generation == generation & GENERATION_MASK
+    }
+}
+
+/// Accepts connections until cancelled; each is non-blocking-agnostic (the ring does the waiting) and close-on-exec.
+pub(super) fn accept(listener: RawFd, token: Token) -> squeue::Entry {
+    opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_CLOEXEC).build().user_data(token.pack())
+}
+
+/// Receives once into pages of the buffer ring: a bundle where the kernel has them, else one page.
+pub(super) fn receive(socket: RawFd, bundle: bool, token: Token) -> squeue::Entry {
+    if bundle {
+        return opcode::RecvBundle::new(types::Fd(socket), BUFFER_GROUP).build().user_data(token.pack());
+    }
+    opcode::Recv::new(types::Fd(socket), std::ptr::null_mut(), 0)
+        .buf_group(BUFFER_GROUP)
+        .build()
+        .flags(squeue::Flags::BUFFER_SELECT)
+        .user_data(token.pack())
+}
+
+/// Sends a message whose header and slices stay where they are until the completion.
+pub(super) fn send(socket: RawFd, message: *const libc::msghdr, token: Token) -> squeue::Entry {
+    let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+    opcode::SendMsg::new(types::Fd(socket), message).flags(flags).build().user_data(token.pack())
+}
+
+/// Cancels whatever is pending on a descriptor.
+pub(super) fn cancel(socket: RawFd, token: Token) -> squeue::Entry {
+    opcode::AsyncCancel2::new(types::CancelBuilder::fd(types::Fd(socket)).all())
+        .build()
+        .user_data(token.pack())
+}
+
+/// Completes each time the event descriptor becomes readable.
+pub(super) fn wake(event: RawFd, token: Token) -> squeue::Entry {
+    opcode::PollAdd::new(types::Fd(event), libc::POLLIN as u32).multi(true).build().user_data(token.pack())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_survive_packing_and_notice_another_generation() {
+        for kind in [Kind::Accept, Kind::Receive, Kind::Send, Kind::Cancel, Kind::Wake] {
+            for (index, generation) in [(0, 0), (u32::MAX, 7), (1, 0x0123_4567), (12_345, u32::MAX)] {
+                let token = Token::new(kind, index, generation);
+                let back = Token::unpack(token.pack()).unwrap();
+                assert_eq!(back, token);
+                assert!(back.is_of(generation));
+                assert!(!back.is_of(generation.wrapping_add(1)));
+            }
+        }
+        assert_eq!(Token::unpack(0), None);
+    }
+}

@@ -1,0 +1,384 @@
+//! Buffer memory of one worker: pages for receiving, and small blocks for what must be copied.
+//!
+//! A page is free, with the kernel (in its receive ring), received (holds what arrived, counted by the spans that refer
+//! to it), or split into equal blocks (each counted likewise). What goes in: requests for pages and blocks. What comes
+//! out: [`Span`]s, eight bytes each, that name bytes and hold a reference on them until they are released.
+//!
+//! Budgets count pages at their true size, whatever little of them is payload: [`Pool::held_len`].
+
+use std::io;
+
+use super::region::Region;
+use crate::limits::PAGE_LEN;
+
+/// Bytes inside one page. Plain data: whoever holds it owes one [`Pool::release`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Span {
+    page: u32,
+    offset: u16,
+    len: u16,
+}
+
+impl Span {
+    /// Length in bytes.
+    pub fn len(self) -> usize {
+        usize::from(self.len)
+    }
+
+    /// Whether it names no bytes.
+    pub fn is_empty(self) -> bool {
+        self.len == 0
+    }
+
+    /// The page it lies in.
+    pub fn page(self) -> u32 {
+        self.page
+    }
+
+    /// The sub-span `from..from + len`. Holds no reference of its own.
+    pub fn part(self, from: usize, len: usize) -> Self {
+        assert!(from + len <= self.len(), "a part inside the span");
+        // Both fit: the sum is at most a length that was 16 bits.
+        Self { page: self.page, offset: self.offset + from as u16, len: len as u16 }
+    }
+}
+
+/// Block sizes a page can be split into, in bytes. Four steps keep waste below half of the payload plus one block a
+/// stream.
+const BLOCK_LENS: [usize; 4] = [256, 1024, 4096, PAGE_LEN];
+const BLOCKS_PER_PAGE_MAX: usize = PAGE_LEN / BLOCK_LENS[0];
+const _: () = assert!(BLOCKS_PER_PAGE_MAX == 64, "a page's free blocks are the bits of a u64");
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Free,
+    Kernel,
+    Received,
+    Blocks(u8),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Page {
+    owner: Owner,
+    /// Received: spans that refer to it. Blocks: blocks in use.
+    refs: u16,
+    /// Received: bytes its spans name.
+    payload: u32,
+    /// Blocks: one bit for each free block. A page with a free block is in its class's list, linked by the next two.
+    free_blocks: u64,
+    previous: u32,
+    next: u32,
+}
+
+const NONE: u32 = u32::MAX;
+const FREE: Page =
+    Page { owner: Owner::Free, refs: 0, payload: 0, free_blocks: 0, previous: NONE, next: NONE };
+
+/// The pages of one worker. See the module's head.
+#[derive(Debug)]
+pub struct Pool {
+    region: Region,
+    pages: Vec<Page>,
+    free: Vec<u32>,
+    /// References on each block of each page; used while the page is split.
+    block_refs: Vec<u8>,
+    /// Per block size, the first page with a free block.
+    partial: [u32; BLOCK_LENS.len()],
+    held: usize,
+    with_kernel: usize,
+    held_high: usize,
+}
+
+impl Pool {
+    /// Maps `len` bytes of buffer memory, rounded down to whole pages.
+    pub fn new(len: usize) -> io::Result<Self> {
+        let pages = len / PAGE_LEN;
+        let count =
+            u32::try_from(pages).map_err(|_| io::Error::other("buffer memory of more than 2^32 pages"))?;
+        Ok(Self {
+            region: Region::new(pages * PAGE_LEN)?,
+            pages: vec![FREE; pages],
+            // Taken from the end: low pages first, so that a quiet worker touches few.
+            free: (0..count).rev().collect(),
+            block_refs: vec![0; pages * BLOCKS_PER_PAGE_MAX],
+            partial: [NONE; BLOCK_LENS.len()],
+            held: 0,
+            with_kernel: 0,
+            held_high: 0,
+        })
+    }
+
+    /// Bytes of pages that hold received data or blocks, at their true size.
+    pub fn held_len(&self) -> usize {
+        self.held * PAGE_LEN
+    }
+
+    /// The largest [`held_len`](Self::held_len) seen, in bytes.
+    pub fn held_len_max(&self) -> usize {
+        self.held_high * PAGE_LEN
+    }
+
+    /// Bytes of buffer memory in all.
+    pub fn len(&self) -> usize {
+        self.region.len()
+    }
+
+    /// Whether there is no buffer memory at all.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
+    /// Pages nobody owns.
+    pub fn free_pages(&self) -> usize {
+        self.free.len()
+    }
+
+    /// Pages in the kernel's receive ring.
+    pub fn kernel_pages(&self) -> usize {
+        self.with_kernel
+    }
+
+    /// Takes a free page for the kernel to fill.
+    pub fn lend(&mut self) -> Option<u32> {
+        let page = self.free.pop()?;
+        self.pages[page as usize].owner = Owner::Kernel;
+        self.with_kernel += 1;
+        Some(page)
+    }
+
+    /// Address of a page lent to the kernel.
+    pub fn address(&self, page: u32) -> *mut u8 {
+        debug_assert_eq!(
+            self.pages[page as usize].owner,
+            Owner::Kernel,
+            "only lent pages are given to the kernel"
+        );
+        self.region.address(page as usize * PAGE_LEN)
+    }
+
+    /// The bytes of a lent page, for drivers that fill it themselves instead of giving its address to the kernel.
+    pub fn lent_mut(&mut self, page: u32) -> &mut [u8] {
+        assert_eq!(self.pages[page as usize].owner, Owner::Kernel, "only a lent page is filled");
+        self.region.slice_mut(page as usize * PAGE_LEN, PAGE_LEN)
+    }
+
+    /// The kernel filled the first `len` bytes of a lent page; the span returned holds the first reference on it.
+    pub fn received(&mut self, page: u32, len: usize) -> Span {
+        assert!(len <= PAGE_LEN, "a page's worth");
+        let entry = &mut self.pages[page as usize];
+        assert_eq!(entry.owner, Owner::Kernel, "only a lent page is filled");
+        *entry = Page { owner: Owner::Received, refs: 1, payload: len as u32, ..FREE };
+        self.with_kernel -= 1;
+        self.grow_held();
+        Span { page, offset: 0, len: len as u16 }
+    }
+
+    /// A lent page comes back unused.
+    pub fn unlend(&mut self, page: u32) {
+        assert_eq!(self.pages[page as usize].owner, Owner::Kernel, "only a lent page comes back");
+        self.with_kernel -= 1;
+        self.pages[page as usize].owner = Owner::Free;
+        self.free.push(page);
+    }
+
+    /// An empty span with room for at least `len` bytes (at most a page) behind it; fill it with
+    /// [`append`](Self::append). `None` when the memory is used up.
+    pub fn allocate(&mut self, len: usize) -> Option<Span> {
+        let class = BLOCK_LENS.iter().position(|&block| len <= block)?;
+        if self.partial[class] == NONE {
+            let page = self.free.pop()?;
+            let blocks = PAGE_LEN / BLOCK_LENS[class];
+            self.pages[page as usize] =
+                Page { owner: Owner::Blocks(class as u8), free_blocks: u64::MAX >> (64 - blocks), ..FREE };
+            self.link(class, page);
+            self.grow_held();
+        }
+        let page = self.partial[class];
+        let entry = &mut self.pages[page as usize];
+        let block = entry.free_blocks.trailing_zeros() as usize;
+        entry.free_blocks &= entry.free_blocks - 1;
+        entry.refs += 1;
+        if entry.free_blocks == 0 {
+            self.unlink(class, page);
+        }
+        self.block_refs[page as usize * BLOCKS_PER_PAGE_MAX + block] = 1;
+        Some(Span { page, offset: (block * BLOCK_LENS[class]) as u16, len: 0 })
+    }
+
+    /// Appends as much of `bytes` behind `span` as its block has room for, and returns how many that was. Only the span
+    /// that ends last in its block may grow; for received pages there is never room.
+    pub fn append(&mut self, span: &mut Span, bytes: &[u8]) -> usize {
+        let Owner::Blocks(class) = self.pages[span.page as usize].owner else { return 0 };
+        let block = BLOCK_LENS[usize::from(class)];
+        let end = usize::from(span.offset) + span.len();
+        // A span that reaches the end of its block lies, by its end alone, in the next one: its start decides. An empty
+        // remainder at the very end cannot occur, because spans are released when used up.
+        let room = (usize::from(span.offset) / block + 1) * block - end;
+        let taken = room.min(bytes.len());
+        self.region.slice_mut(span.page as usize * PAGE_LEN + end, taken).copy_from_slice(&bytes[..taken]);
+        span.len += taken as u16;
+        taken
+    }
+
+    /// The bytes a span names.
+    pub fn bytes(&self, span: Span) -> &[u8] {
+        let page = &self.pages[span.page as usize];
+        assert!(
+            page.refs > 0 && !matches!(page.owner, Owner::Free | Owner::Kernel),
+            "a span of a page the worker holds"
+        );
+        self.region.slice(span.page as usize * PAGE_LEN + usize::from(span.offset), span.len())
+    }
+
+    /// One more span refers to these bytes.
+    pub fn retain(&mut self, span: Span) {
+        self.pages[span.page as usize].payload += u32::from(span.len);
+        self.split(span);
+    }
+
+    /// One span becomes two that together name the same bytes; `span` is either of them.
+    pub fn split(&mut self, span: Span) {
+        let page = span.page as usize;
+        match self.pages[page].owner {
+            Owner::Received => self.pages[page].refs += 1,
+            Owner::Blocks(class) => self.block_refs[block_slot(span, class)] += 1,
+            Owner::Free | Owner::Kernel => unreachable!("a span of a page the worker holds"),
+        }
+    }
+
+    /// The span is done with; the last one frees the block or the page.
+    pub fn release(&mut self, span: Span) {
+        let page = span.page as usize;
+        match self.pages[page].owner {
+            Owner::Received => {
+                self.pages[page].refs -= 1;
+                self.pages[page].payload -= u32::from(span.len);
+                if self.pages[page].refs == 0 {
+                    self.free_page(span.page);
+                }
+            }
+            Owner::Blocks(class) => {
+                let slot = block_slot(span, class);
+                assert!(self.block_refs[slot] > 0, "a block is released once per reference");
+                self.block_refs[slot] -= 1;
+                if self.block_refs[slot] > 0 {
+                    return;
+                }
+                let class = usize::from(class);
+                if self.pages[page].free_blocks == 0 {
+                    self.link(class, span.page);
+                }
+                self.pages[page].free_blocks |= 1 << (slot % BLOCKS_PER_PAGE_MAX);
+                self.pages[page].refs -= 1;
+                if self.pages[page].refs == 0 {
+                    self.unlink(class, span.page);
+                    self.free_page(span.page);
+                }
+            }
+            Owner::Free | Owner::Kernel => unreachable!("a span is released once"),
+        }
+    }
+
+    /// Whether the page behind a span was received and is held for little payload: less than half of it.
+    pub fn is_wasteful(&self, span: Span) -> bool {
+        let page = &self.pages[span.page as usize];
+        page.owner == Owner::Received && (page.payload as usize) < PAGE_LEN / 2
+    }
+
+    fn free_page(&mut self, page: u32) {
+        self.pages[page as usize] = FREE;
+        self.free.push(page);
+        self.held -= 1;
+    }
+
+    /// Puts a page first in the list of those with a free block of this size.
+    fn link(&mut self, class: usize, page: u32) {
+        let next = self.partial[class];
+        self.pages[page as usize].previous = NONE;
+        self.pages[page as usize].next = next;
+        if next != NONE {
+            self.pages[next as usize].previous = page;
+        }
+        self.partial[class] = page;
+    }
+
+    fn unlink(&mut self, class: usize, page: u32) {
+        let Page { previous, next, .. } = self.pages[page as usize];
+        if previous == NONE {
+            self.partial[class] = next;
+        } else {
+            self.pages[previous as usize].next = next;
+        }
+        if next != NONE {
+            self.pages[next as usize].previous = previous;
+        }
+    }
+
+    fn grow_held(&mut self) {
+        self.held += 1;
+        self.held_high = self.held_high.max(self.held);
+    }
+}
+
+fn block_slot(span: Span, class: u8) -> usize {
+    span.page as usize * BLOCKS_PER_PAGE_MAX + usize::from(span.offset) / BLOCK_LENS[usize::from(class)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_received_page_comes_back_with_its_last_span() {
+        let mut pool = Pool::new(4 * PAGE_LEN).unwrap();
+        let page = pool.lend().unwrap();
+        assert_eq!((pool.free_pages(), pool.kernel_pages(), pool.held_len()), (3, 1, 0));
+        let whole = pool.received(page, 100);
+        let part = whole.part(10, 20);
+        pool.retain(part);
+        pool.release(whole);
+        assert!(pool.is_wasteful(part));
+        assert_eq!(pool.held_len(), PAGE_LEN);
+        assert_eq!(pool.bytes(part).len(), 20);
+        pool.release(part);
+        assert_eq!((pool.free_pages(), pool.held_len()), (4, 0));
+    }
+
+    #[test]
+    fn blocks_fill_to_their_size_and_their_page_comes_back() {
+        let mut pool = Pool::new(2 * PAGE_LEN).unwrap();
+        let mut first = pool.allocate(200).unwrap();
+        assert_eq!(pool.append(&mut first, &[1; 200]), 200);
+        assert_eq!(pool.append(&mut first, &[2; 100]), 56);
+        assert_eq!(pool.append(&mut first, &[3; 1]), 0);
+        let mut second = pool.allocate(1).unwrap();
+        pool.append(&mut second, &[9]);
+        assert_eq!(pool.held_len(), PAGE_LEN);
+        assert_eq!(pool.bytes(first)[199..202], [1, 2, 2]);
+        assert_eq!(pool.bytes(second), [9]);
+        // Half of a block sent, half still queued: both hold it.
+        pool.split(first.part(0, 128));
+        pool.release(first.part(0, 128));
+        pool.release(first.part(128, 128));
+        assert_eq!(pool.held_len(), PAGE_LEN);
+        pool.release(second);
+        assert_eq!((pool.held_len(), pool.free_pages()), (0, 2));
+        // The page serves another block size afterwards: no free block of the old one is left behind.
+        let a = pool.allocate(4000).unwrap();
+        let b = pool.allocate(PAGE_LEN).unwrap();
+        assert_eq!(pool.allocate(1), None);
+        pool.release(a);
+        pool.release(b);
+        assert_eq!(pool.free_pages(), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "released once")]
+    fn a_span_released_twice_is_a_broken_invariant() {
+        let mut pool = Pool::new(PAGE_LEN).unwrap();
+        let page = pool.lend().unwrap();
+        let span = pool.received(page, 1);
+        pool.release(span);
+        pool.release(span);
+    }
+}

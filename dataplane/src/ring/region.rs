@@ -1,0 +1,76 @@
+//! The memory a worker's buffers live in: one anonymous mapping, carved into pages by the [`Pool`](super::Pool).
+//!
+//! The kernel writes received bytes into pages of it while the worker reads other pages, so no Rust reference to the
+//! whole mapping ever exists: only slices of single ranges, handed out by the pool, which knows who owns each page.
+
+use std::io;
+use std::ptr::NonNull;
+
+/// An anonymous private mapping of fixed length, zeroed by the kernel, resident only where it was touched.
+#[derive(Debug)]
+pub(super) struct Region {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: needed because a worker is built on one thread and may be moved to another before it runs. The mapping is
+// owned by this value alone and has no tie to a thread.
+unsafe impl Send for Region {}
+
+impl Region {
+    /// Maps `len` bytes (a multiple of the system page size). Errors are the kernel's: no memory, or a limit on
+    /// address space.
+    pub(super) fn new(len: usize) -> io::Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+        // SAFETY: needed to get memory whose address the kernel can be told; a fresh anonymous mapping aliases nothing.
+        let base = unsafe {
+            mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )
+        }?;
+        let base =
+            NonNull::new(base.cast()).ok_or_else(|| io::Error::other("the kernel mapped at address zero"))?;
+        Ok(Self { base, len })
+    }
+
+    /// Length of the mapping in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Address of byte `offset`, for the kernel.
+    pub(super) fn address(&self, offset: usize) -> *mut u8 {
+        assert!(offset < self.len, "an offset inside the region");
+        self.base.as_ptr().wrapping_add(offset)
+    }
+
+    /// The bytes `offset..offset + len`. The caller (the pool) has checked that the kernel does not own them.
+    pub(super) fn slice(&self, offset: usize, len: usize) -> &[u8] {
+        assert!(offset <= self.len && len <= self.len - offset, "a range inside the region");
+        let at = self.base.as_ptr().wrapping_add(offset);
+        // SAFETY: needed to read what the kernel received. The range was checked to lie inside the mapping, the memory is
+        // initialised (zeroed by the kernel), and pages the kernel may write are never handed out by the pool.
+        unsafe { std::slice::from_raw_parts(at, len) }
+    }
+
+    /// The bytes `offset..offset + len`, to write. As [`slice`](Self::slice); `&mut self` makes it the only Rust
+    /// reference, and bytes a send in flight reads are never in it (the pool writes only to fresh tails of blocks).
+    pub(super) fn slice_mut(&mut self, offset: usize, len: usize) -> &mut [u8] {
+        assert!(offset <= self.len && len <= self.len - offset, "a range inside the region");
+        let at = self.base.as_ptr().wrapping_add(offset);
+        // SAFETY: as in `slice`, and exclusive through `&mut self`.
+        unsafe { std::slice::from_raw_parts_mut(at, len) }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: needed to give the mapping back; it was made by `new` with this length and nothing refers to it any more
+        // (the ring that could write to it is dropped before the pool: see the field order of the drivers).
+        let outcome = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(outcome.is_ok(), "a mapping made here can be unmapped");
+    }
+}

@@ -1,0 +1,155 @@
+//! Bytes of a session: cut into frames, headers to the multiplexer, payload to the halves.
+
+use ringwire_proto::yamux::{Header, Incoming, Payload, Piece, Violation};
+
+use super::{CloseReason, Target};
+use crate::counters::Counter;
+use crate::driver::{Driver, ReceiveEnd, SocketKey};
+use crate::ring::Span;
+use crate::slab::Key;
+use crate::worker::Worker;
+
+impl<D: Driver> Worker<D> {
+    /// Received spans of one connection, in order. Receiving goes on at once: a session is never left unread because one
+    /// of its streams is slow.
+    pub(crate) fn receive(&mut self, socket: SocketKey, spans: &[Span]) {
+        let Some(key) = self.session_of(socket) else {
+            self.counters.count(Counter::CompletionsStale);
+            return;
+        };
+        self.counters.count(Counter::Receives);
+        for &span in spans {
+            self.counters.add(Counter::BytesReceived, span.len() as u64);
+            self.receive_span(key, span);
+        }
+        if self.sessions.find(key).is_some() {
+            self.driver.receive(socket);
+        }
+    }
+
+    /// A receive ended without bytes.
+    pub(crate) fn receive_ended(&mut self, socket: SocketKey, reason: ReceiveEnd) {
+        let Some(key) = self.session_of(socket) else { return };
+        match reason {
+            ReceiveEnd::NoBuffers => {
+                self.counters.count(Counter::ReceivesStarved);
+                self.starved.push(socket);
+            }
+            ReceiveEnd::EndOfStream | ReceiveEnd::Cancelled => {
+                self.close_session(key, CloseReason::PeerClosed);
+            }
+            ReceiveEnd::Failed(errno) => self.close_session(key, CloseReason::ConnectionFailed(errno)),
+        }
+    }
+
+    fn receive_span(&mut self, key: Key, span: Span) {
+        let mut at = 0;
+        let Some(session) = self.sessions.find(key) else { return };
+        if session.closing.is_some() {
+            return;
+        }
+        if session.open().is_none() {
+            let mut scratch = std::mem::take(&mut self.scratch);
+            scratch.clear();
+            scratch.extend_from_slice(self.driver.pool().bytes(span));
+            at = self.receive_handshake(key, &scratch);
+            self.scratch = scratch;
+        }
+        let now = self.driver.now();
+        if let Some(open) = self.sessions.find_mut(key).and_then(super::Session::open_mut) {
+            open.mux.handle_bytes_received(now);
+        }
+        // One piece at a time: what a header leads to may end this very session.
+        while let Some(open) = self.sessions.find_mut(key).and_then(super::Session::open_mut) {
+            match open.cutter.next(self.driver.pool().bytes(span), &mut at) {
+                Ok(Some(Piece::Header { header, .. })) => match open.mux.handle_header(now, &header) {
+                    Ok(incoming) => self.handle_incoming(key, &header, &incoming),
+                    Err(violation) => return self.fail_session(key, violation),
+                },
+                Ok(Some(Piece::Payload { range, last })) => {
+                    let target = open.target;
+                    let part = span.part(range.start, range.len());
+                    match target.half {
+                        Some(half) => self.receive_payload(half, part),
+                        None => self.counters.add(Counter::BytesDropped, part.len() as u64),
+                    }
+                    if last {
+                        self.end_payload(key, target);
+                    }
+                }
+                Ok(None) => break,
+                Err(fault) => return self.fail_session(key, fault.into()),
+            }
+        }
+    }
+
+    /// What a header means, before its payload.
+    fn handle_incoming(&mut self, key: Key, header: &Header, incoming: &Incoming<Key>) {
+        if incoming.opened {
+            self.accept_stream(key, incoming.stream);
+        }
+        if incoming.reset {
+            if let Some(half) = incoming.tag {
+                self.half_was_reset(half);
+            }
+            return;
+        }
+        // A header may queue answers: a pong, an acknowledgement, a reset.
+        self.mark(key);
+        if incoming.credit > 0
+            && let Some(half) = incoming.tag
+        {
+            self.list_half(half);
+        }
+        // An acknowledgement of `accept_stream` above is not in `incoming.tag` yet.
+        let half = incoming.tag.or_else(|| self.sessions.find(key)?.open()?.mux.stream(incoming.stream)?.tag);
+        let behind = Target { half: None, finished: incoming.finished, closed: incoming.closed };
+        match incoming.payload {
+            Payload::None => self.end_payload(key, Target { half, ..behind }),
+            Payload::Deliver(_) => {
+                self.counters.count(Counter::FramesReceived);
+                self.set_target(key, Target { half, ..behind });
+            }
+            Payload::Discard(_) => {
+                self.counters.count(Counter::FramesReceived);
+                debug_assert!(header.payload_len() > 0, "only payload is discarded");
+                // A FIN may ride on data that comes behind the peer's own FIN: a violation the multiplexer reports; here the
+                // stream, if any, only loses the bytes.
+                self.set_target(key, Target::NONE);
+            }
+        }
+    }
+
+    fn set_target(&mut self, key: Key, target: Target) {
+        if let Some(open) = self.sessions.find_mut(key).and_then(super::Session::open_mut) {
+            open.target = target;
+        }
+    }
+
+    /// What a header said that holds behind its payload.
+    fn end_payload(&mut self, key: Key, target: Target) {
+        self.set_target(key, Target::NONE);
+        let Some(half) = target.half else { return };
+        if target.finished {
+            self.half_finished(half);
+        }
+        if target.closed {
+            self.remove_half(half);
+        }
+    }
+
+    /// The peer broke the rules of the multiplexer: go-away where the protocol has one, then close (dmsg-wire 5).
+    fn fail_session(&mut self, key: Key, violation: Violation) {
+        self.counters.count(Counter::SessionViolations);
+        let Some(session) = self.sessions.find_mut(key) else { return };
+        let peer = session.open().map(|open| open.peer);
+        tracing::info!(?peer, %violation, "session violation");
+        match violation.go_away() {
+            Some(header) => {
+                session.outbox.extend_from_slice(&header.encode());
+                self.close_after_flush(key, CloseReason::Violation);
+            }
+            None => self.close_session(key, CloseReason::Violation),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! A dmsg connection, before and after its handshake (dmsg-wire 4).
+//!
+//! State only, plain and owned by the worker's table; what happens to it is in [`handshake`] and [`inbound`] (bytes in)
+//! and in [`outbound`] (bytes out). A session belongs to one worker, so there is no lock anywhere.
+
+mod handshake;
+mod inbound;
+mod life;
+mod outbound;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use ringwire_proto::frame::FrameReader;
+use ringwire_proto::identity::PublicKey;
+use ringwire_proto::noise::Handshake;
+use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
+use ringwire_proto::yamux::{self, Cutter};
+
+use crate::aead::AwsLcAead;
+use crate::driver::{Nanos, SocketKey};
+use crate::slab::Key;
+
+pub use life::CloseReason;
+
+/// One connection of a worker.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) socket: SocketKey,
+    pub(crate) peer_address: SocketAddr,
+    pub(crate) phase: Phase,
+    /// A gathered send is with the driver.
+    pub(crate) sending: bool,
+    /// It is in the worker's list of sessions that have something to send.
+    pub(crate) marked: bool,
+    /// Bytes outside the multiplexer, to be sent first: handshake messages, a last go-away.
+    pub(crate) outbox: Vec<u8>,
+    /// Once everything in the outbox is sent the connection is closed with this reason.
+    pub(crate) closing: Option<CloseReason>,
+    pub(crate) accepted_at: Nanos,
+    /// When the session's entry in the wheel fires.
+    pub(crate) timer_at: Nanos,
+}
+
+/// Where a connection stands.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// Message 1, 2 or 3 of the session handshake is due.
+    Handshake(Box<HalfOpen>),
+    /// Filed under its peer's key; streams run.
+    Open(Box<Open>),
+}
+
+/// A connection whose peer is a stranger still. Grows only with bytes that have arrived, at most one frame.
+pub(crate) struct HalfOpen {
+    pub(crate) reader: FrameReader,
+    /// After message 1 was answered.
+    pub(crate) handshake: Option<Handshake>,
+}
+
+impl std::fmt::Debug for HalfOpen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HalfOpen").field("answered", &self.handshake.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// What an authenticated session consists of.
+pub(crate) struct Open {
+    pub(crate) peer: PublicKey,
+    pub(crate) hybrid: bool,
+    pub(crate) mux: yamux::Session<Key>,
+    pub(crate) cutter: Cutter,
+    /// Whose payload the bytes after the last header are.
+    pub(crate) target: Target,
+    /// One counter for all objects we send on this session, in the order of sealing (dmsg-wire 7).
+    pub(crate) sealer: Sealer<AwsLcAead>,
+    pub(crate) opener: Opener<AwsLcAead, WindowReplay>,
+    /// Halves with something small to send: requests, responses, keystrokes.
+    pub(crate) urgent: VecDeque<Key>,
+    /// Halves with bulk to send, in the order of their turns.
+    pub(crate) bulk: VecDeque<Key>,
+}
+
+impl std::fmt::Debug for Open {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Open").field("peer", &self.peer).field("hybrid", &self.hybrid).finish_non_exhaustive()
+    }
+}
+
+/// Where the payload of the current frame goes, and what its header said that holds only behind the payload.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) half: Option<Key>,
+    pub(crate) finished: bool,
+    pub(crate) closed: bool,
+}
+
+impl Target {
+    pub(crate) const NONE: Self = Self { half: None, finished: false, closed: false };
+}
+
+impl Session {
+    pub(crate) fn open_mut(&mut self) -> Option<&mut Open> {
+        match &mut self.phase {
+            Phase::Open(open) => Some(open),
+            Phase::Handshake(_) => None,
+        }
+    }
+
+    pub(crate) fn open(&self) -> Option<&Open> {
+        match &self.phase {
+            Phase::Open(open) => Some(open),
+            Phase::Handshake(_) => None,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! Bytes to a session: at most one gathered send in flight, built in order of urgency.
+//!
+//! 1. What the multiplexer itself has to say: ping replies, resets, acknowledgements, credit.
+//! 2. Halves with little to send: requests, responses, keystrokes.
+//! 3. Bulk, by deficit round robin: each half a quantum a round.
+
+use ringwire_proto::yamux::Header;
+
+use super::{CloseReason, Session};
+use crate::bridge::Listed;
+use crate::counters::Counter;
+use crate::driver::{Driver, Gather, SocketKey};
+use crate::limits;
+use crate::slab::Key;
+use crate::worker::Worker;
+
+impl<D: Driver> Worker<D> {
+    /// Notes that a session may have something to send; it is looked at in the forward step of this turn.
+    pub(crate) fn mark(&mut self, key: Key) {
+        if let Some(session) = self.sessions.find_mut(key)
+            && !session.marked
+        {
+            session.marked = true;
+            self.marked.push(key);
+        }
+    }
+
+    /// The forward step: every marked session gets its gathered send, if none is in flight.
+    pub(crate) fn forward(&mut self) {
+        let mut marked = std::mem::take(&mut self.marked);
+        for &key in &marked {
+            if let Some(session) = self.sessions.find_mut(key) {
+                session.marked = false;
+                self.send_gathered(key);
+            }
+        }
+        marked.clear();
+        // Building a gather may end streams and so mark other sessions: they are served in the same step.
+        std::mem::swap(&mut self.marked, &mut marked);
+        if !marked.is_empty() {
+            self.marked = marked;
+            self.forward();
+        }
+    }
+
+    fn send_gathered(&mut self, key: Key) {
+        let Some(session) = self.sessions.find_mut(key) else { return };
+        if session.sending {
+            return;
+        }
+        let mut gather = self.spare_gathers.pop().unwrap_or_default();
+        if !session.outbox.is_empty() {
+            gather.push_header(&session.outbox);
+            session.outbox.clear();
+            session.outbox.shrink_to(0);
+        }
+        if session.closing.is_none() {
+            self.gather_control(key, &mut gather);
+            self.gather_halves(key, Listed::Urgent, limits::URGENT_GATHER_LEN_MAX, &mut gather);
+            self.gather_halves(key, Listed::Bulk, limits::GATHER_LEN_MAX, &mut gather);
+        }
+        let Some(session) = self.sessions.find_mut(key) else {
+            self.recycle(gather);
+            return;
+        };
+        if gather.is_empty() {
+            let closing = session.closing;
+            self.recycle(gather);
+            if let Some(reason) = closing {
+                self.close_session(key, reason);
+            }
+            return;
+        }
+        session.sending = true;
+        let socket = session.socket;
+        self.counters.count(Counter::Sends);
+        self.driver.send(socket, gather);
+        // Answers that are due may have deadlines of their own now: acknowledgements, FINs.
+        self.arm_session_timer(key);
+    }
+
+    fn gather_control(&mut self, key: Key, gather: &mut Gather) {
+        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
+        while gather.has_room(1) {
+            let Some(header) = open.mux.poll_control() else { break };
+            gather.push_header(&header.encode());
+        }
+    }
+
+    /// Takes turns of the halves in one list until the gather holds `len_max` bytes.
+    fn gather_halves(&mut self, key: Key, list: Listed, len_max: usize, gather: &mut Gather) {
+        // Each half at most once around per pass of the list, until nothing moves or the gather is full.
+        while gather.len() < len_max && gather.has_room(limits::GATHER_PARTS_MAX / 2) {
+            let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
+            let next = match list {
+                Listed::Urgent => open.urgent.pop_front(),
+                Listed::Bulk | Listed::No => open.bulk.pop_front(),
+            };
+            let Some(half_key) = next else { return };
+            self.gather_half(key, half_key, list, len_max - gather.len(), gather);
+        }
+    }
+
+    /// One half's turn: a frame of at most a quantum, and its FIN when that was the last.
+    fn gather_half(&mut self, key: Key, half_key: Key, list: Listed, room: usize, gather: &mut Gather) {
+        let now = self.driver.now();
+        let Some(half) = self.halves.find_mut(half_key).filter(|half| half.listed == list) else { return };
+        half.listed = Listed::No;
+        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
+        if list == Listed::Urgent && half.queue.len() > limits::URGENT_QUEUE_LEN_MAX {
+            half.listed = Listed::Bulk;
+            open.bulk.push_back(half_key);
+            return;
+        }
+        let wanted = half.queue.len().min(limits::STREAM_QUANTUM_LEN).min(room);
+        let granted = if wanted == 0 { 0 } else { open.mux.reserve(half.stream, wanted as u32) as usize };
+        if granted > 0 {
+            gather.push_header(&Header::data(half.stream, granted as u32).encode());
+            let mut left = granted;
+            while left > 0 {
+                let Some(span) = half.queue.pop(&mut self.nodes, self.driver.pool(), left) else { break };
+                left -= span.len();
+                gather.push_payload(span);
+            }
+            debug_assert_eq!(left, 0, "the queue holds what it says");
+            gather.push_share(half_key, granted as u32);
+            self.counters.count(Counter::FramesSent);
+        }
+        if half.queue.is_empty() {
+            if half.finish {
+                let header = open.mux.finish(now, half.stream);
+                let gone = open.mux.stream(half.stream).is_none();
+                if let Some(header) = header {
+                    gather.push_header(&header.encode());
+                }
+                self.half_sent_finish(half_key, gone);
+            }
+        } else if granted == wanted {
+            // More to send and credit left, as far as known: behind the others.
+            half.listed = Listed::Bulk;
+            open.bulk.push_back(half_key);
+        }
+        // Otherwise it is blocked: a window update lists it again.
+    }
+
+    /// A send completed, whole or in part.
+    pub(crate) fn sent(&mut self, socket: SocketKey, mut gather: Box<Gather>, outcome: Result<usize, i32>) {
+        let key = self.session_of(socket);
+        match (key, outcome) {
+            (Some(key), Ok(taken)) if taken > 0 => {
+                self.counters.add(Counter::BytesSent, taken as u64);
+                if !gather.advance(taken) {
+                    // A frame of which one byte was taken is always completed: the rest goes before anything else.
+                    self.counters.count(Counter::SendsShort);
+                    self.driver.send(socket, gather);
+                    return;
+                }
+                if let Some(session) = self.sessions.find_mut(key) {
+                    session.sending = false;
+                }
+                for share in gather.shares() {
+                    self.return_credit(share.half, share.len);
+                }
+                self.recycle(gather);
+                self.mark(key);
+            }
+            (Some(key), outcome) => {
+                self.recycle(gather);
+                let errno = outcome.err().unwrap_or(libc::EPIPE);
+                self.close_session(key, CloseReason::ConnectionFailed(errno));
+            }
+            (None, _) => {
+                self.counters.count(Counter::CompletionsStale);
+                self.recycle(gather);
+            }
+        }
+    }
+
+    fn recycle(&mut self, mut gather: Box<Gather>) {
+        gather.reset(self.driver.pool());
+        self.spare_gathers.push(gather);
+    }
+}

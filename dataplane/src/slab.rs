@@ -1,0 +1,113 @@
+//! A table whose keys are index *and* generation, so that a reused slot is noticed.
+
+/// Names an entry of a [`Slab`]: index and generation. Plain data; eight bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Place in the table.
+    pub index: u32,
+    /// How often the place had been filled before.
+    pub generation: u32,
+}
+
+impl Key {
+    /// Refers to nothing, ever.
+    pub const NONE: Self = Self { index: u32::MAX, generation: u32::MAX };
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Slab<T> {
+    entries: Vec<Entry<T>>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    generation: u32,
+    value: Option<T>,
+}
+
+impl<T> Default for Slab<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slab<T> {
+    /// Puts a value into a free place.
+    pub fn insert(&mut self, value: T) -> Key {
+        if let Some(index) = self.free.pop() {
+            let entry = &mut self.entries[index as usize];
+            entry.value = Some(value);
+            return Key { index, generation: entry.generation };
+        }
+        let index = self.entries.len() as u32;
+        self.entries.push(Entry { generation: 0, value: Some(value) });
+        Key { index, generation: 0 }
+    }
+
+    /// The value behind a key, unless the place was emptied since.
+    pub fn find(&self, key: Key) -> Option<&T> {
+        self.entries
+            .get(key.index as usize)
+            .filter(|entry| entry.generation == key.generation)?
+            .value
+            .as_ref()
+    }
+
+    /// As [`find`](Self::find), to change it.
+    pub fn find_mut(&mut self, key: Key) -> Option<&mut T> {
+        self.entries
+            .get_mut(key.index as usize)
+            .filter(|entry| entry.generation == key.generation)?
+            .value
+            .as_mut()
+    }
+
+    /// Empties the place; later uses of the key find nothing.
+    pub fn remove(&mut self, key: Key) -> Option<T> {
+        let entry =
+            self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)?;
+        let value = entry.value.take()?;
+        entry.generation = entry.generation.wrapping_add(1);
+        self.free.push(key.index);
+        Some(value)
+    }
+
+    /// Values in the table.
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Whether the table holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The keys in use, in order of place.
+    pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
+        self.entries
+            .iter()
+            .enumerate()
+            .filter(|(_, entry)| entry.value.is_some())
+            .map(|(index, entry)| Key { index: index as u32, generation: entry.generation })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_a_former_tenant_finds_nothing() {
+        let mut slab = Slab::default();
+        let first = slab.insert("first");
+        assert_eq!(slab.remove(first), Some("first"));
+        let second = slab.insert("second");
+        assert_eq!(first.index, second.index);
+        assert_eq!(slab.find(first), None);
+        assert_eq!(slab.remove(first), None);
+        assert_eq!(slab.find(second), Some(&"second"));
+        assert_eq!(slab.len(), 1);
+    }
+}

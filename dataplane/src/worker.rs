@@ -1,0 +1,302 @@
+//! One core's turn. Read this after `docs/ARCHITECTURE.md`; everything else hangs on it.
+//!
+//! 1. **Reap**: the driver moves what has finished into a batch, at most so many completions a turn.
+//! 2. **Handle**: each completion goes to its session; bytes become frames, frames become decisions ([`crate::session`],
+//!    [`crate::bridge`]).
+//! 3. **Forward**: each session with something to send gets at most one gathered send.
+//! 4. **Mail**: what others want of the worker (so far: to stop).
+//! 5. **Submit and wait**: one call into the kernel, with a wait chosen by [`crate::wait`].
+//!
+//! A worker owns its sessions, streams and buffers; no other thread touches them.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hashbrown::HashMap;
+use ringwire_proto::entropy::Entropy;
+use ringwire_proto::identity::{PublicKey, SecretKey};
+use ringwire_proto::noise::Hybrid;
+use ringwire_proto::yamux;
+
+use crate::bridge::Half;
+use crate::counters::{Counter, CounterBlock};
+use crate::driver::{Batch, Completion, Driver, DriverError, Gather, SocketKey};
+use crate::limits;
+use crate::queue::Nodes;
+use crate::session::{CloseReason, Session};
+use crate::slab::{Key, Slab};
+use crate::wait::WaitPolicy;
+use crate::wheel::Wheel;
+
+/// Who the server is. Shared by its workers.
+#[derive(Debug)]
+pub struct Identity {
+    /// Proves the server in handshakes and signs its answers to IP requests.
+    pub secret_key: SecretKey,
+    /// What clients know it by.
+    pub public_key: PublicKey,
+}
+
+/// What an operator can set of a worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Whether sessions answer the post-quantum offer, or require it.
+    pub hybrid: Hybrid,
+    /// Timers and bounds of the session multiplexer.
+    pub yamux: yamux::Config,
+    /// Longest wait for company, in microseconds; 0: always return at once.
+    pub company_us_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let yamux = yamux::Config {
+            // Some above our own limit, so that a stream over it can be accepted and closed (dmsg-wire 11.2); beyond these the
+            // multiplexer resets.
+            streams_max: limits::STREAMS_PER_SESSION_MAX + 512,
+            ..yamux::Config::server()
+        };
+        Self { hybrid: Hybrid::Offer, yamux, company_us_max: 100 }
+    }
+}
+
+/// An entry of the wheel.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Timer {
+    Session(Key),
+    Half(Key),
+    Accept(usize),
+}
+
+/// One core's share of the server. See the module's head.
+pub struct Worker<D> {
+    pub(crate) driver: D,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) settings: Settings,
+    pub(crate) entropy: Box<dyn Entropy + Send>,
+    pub(crate) counters: Arc<CounterBlock>,
+    pub(crate) sessions: Slab<Session>,
+    pub(crate) halves: Slab<Half>,
+    pub(crate) nodes: Nodes,
+    /// Sessions by the key of their peer.
+    pub(crate) directory: HashMap<PublicKey, Key>,
+    pub(crate) wheel: Wheel<Timer>,
+    pub(crate) half_open: usize,
+    /// Half-open connections, oldest first; some may have moved on.
+    pub(crate) half_open_order: VecDeque<Key>,
+    /// Sessions that may have something to send.
+    pub(crate) marked: Vec<Key>,
+    /// Halves whose queue took spans in place in this turn.
+    pub(crate) touched: Vec<Key>,
+    /// Connections whose receive found no page.
+    pub(crate) starved: Vec<SocketKey>,
+    #[allow(
+        clippy::vec_box,
+        reason = "they travel to the driver and back as boxes; unboxing would copy them"
+    )]
+    pub(crate) spare_gathers: Vec<Box<Gather>>,
+    pub(crate) scratch: Vec<u8>,
+    pub(crate) stopping: bool,
+    /// Session of each connection, by the connection's index.
+    by_socket: Vec<Option<(SocketKey, Key)>>,
+    due: Vec<Timer>,
+    stop: Arc<AtomicBool>,
+    wait: WaitPolicy,
+}
+
+impl<D: std::fmt::Debug> std::fmt::Debug for Worker<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker")
+            .field("driver", &self.driver)
+            .field("sessions", &self.sessions.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// After a failed accept (descriptors used up), when it is tried again, in nanoseconds.
+const ACCEPT_RETRY_NS: u64 = 200_000_000;
+
+impl<D: Driver> Worker<D> {
+    /// A worker that accepts from the first `listeners` listeners of its driver, until `stop` is set (and the driver woken).
+    pub fn new(
+        mut driver: D,
+        listeners: usize,
+        identity: Arc<Identity>,
+        settings: Settings,
+        entropy: Box<dyn Entropy + Send>,
+        counters: Arc<CounterBlock>,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        for listener in 0..listeners {
+            driver.accept(listener);
+        }
+        let now = driver.now();
+        Self {
+            driver,
+            identity,
+            settings,
+            entropy,
+            counters,
+            sessions: Slab::default(),
+            halves: Slab::default(),
+            nodes: Nodes::default(),
+            directory: HashMap::new(),
+            wheel: Wheel::new(now),
+            half_open: 0,
+            half_open_order: VecDeque::new(),
+            marked: Vec::new(),
+            touched: Vec::new(),
+            starved: Vec::new(),
+            spare_gathers: Vec::new(),
+            scratch: Vec::new(),
+            stopping: false,
+            by_socket: Vec::new(),
+            due: Vec::new(),
+            stop,
+            wait: WaitPolicy::new(settings.company_us_max),
+        }
+    }
+
+    /// Turns until it is told to stop. An error is one of the driver's and ends the worker.
+    pub fn run(&mut self) -> Result<(), DriverError> {
+        let mut batch = Batch::default();
+        while !self.stopping {
+            self.turn(&mut batch)?;
+        }
+        self.close_all();
+        Ok(())
+    }
+
+    /// One turn. See the module's head.
+    pub fn turn(&mut self, batch: &mut Batch) -> Result<(), DriverError> {
+        let wait = self.wait.choose(self.driver.now(), self.wheel.next());
+        self.driver.turn(wait, batch)?;
+        self.counters.count(Counter::Turns);
+        self.counters.add(Counter::TurnsExhausted, u64::from(batch.exhausted));
+        self.wait.observe(self.driver.now(), batch);
+
+        self.handle(batch);
+        self.expire();
+        self.rearm_starved();
+        self.forward();
+        self.pack_touched();
+        self.read_mail();
+        Ok(())
+    }
+
+    fn handle(&mut self, batch: &mut Batch) {
+        for completion in batch.completions.drain(..) {
+            match completion {
+                Completion::Accepted { socket, peer, .. } => self.begin_session(socket, peer),
+                Completion::AcceptFailed { listener, error } => self.accept_failed(listener, error),
+                Completion::Received { socket, first, count } => {
+                    self.receive(socket, &batch.spans[first..first + count]);
+                }
+                Completion::ReceiveEnded { socket, reason } => self.receive_ended(socket, reason),
+                Completion::Sent { socket, gather, outcome } => self.sent(socket, gather, outcome),
+                Completion::Closed { .. } => self.counters.count(Counter::ConnectionsClosed),
+                Completion::Woken => {}
+            }
+        }
+        for span in batch.spans.drain(..) {
+            self.driver.pool().release(span);
+        }
+    }
+
+    fn accept_failed(&mut self, listener: usize, error: i32) {
+        self.counters.count(Counter::AcceptFailures);
+        if self.stopping {
+            return;
+        }
+        let error = std::io::Error::from_raw_os_error(error);
+        tracing::warn!(%error, "cannot accept connections; trying again (raise the limit of open files, `ulimit -n`)");
+        let at = self.driver.now() + ACCEPT_RETRY_NS;
+        self.wheel.schedule(at, Timer::Accept(listener));
+    }
+
+    fn expire(&mut self) {
+        let now = self.driver.now();
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.expire(now, &mut due);
+        for timer in due.drain(..) {
+            match timer {
+                Timer::Session(key) => self.session_timer(key, now),
+                Timer::Half(key) => self.half_timer(key, now),
+                Timer::Accept(listener) => self.driver.accept(listener),
+            }
+        }
+        self.due = due;
+    }
+
+    /// Connections whose receive found no page are armed again once pages are back, never on a timer.
+    fn rearm_starved(&mut self) {
+        if self.starved.is_empty()
+            || (self.driver.pool().free_pages() == 0 && self.driver.pool().kernel_pages() == 0)
+        {
+            return;
+        }
+        let mut starved = std::mem::take(&mut self.starved);
+        for socket in starved.drain(..) {
+            if self.session_of(socket).is_some() {
+                self.driver.receive(socket);
+            }
+        }
+        self.starved = starved;
+    }
+
+    /// Pages that would be held across turns for little payload go back: what is queued in them is copied.
+    fn pack_touched(&mut self) {
+        let mut touched = std::mem::take(&mut self.touched);
+        for key in touched.drain(..) {
+            if let Some(half) = self.halves.find_mut(key)
+                && !half.queue.is_empty()
+            {
+                half.queue.pack(&mut self.nodes, self.driver.pool(), &mut self.scratch);
+            }
+        }
+        self.touched = touched;
+    }
+
+    fn read_mail(&mut self) {
+        if self.stop.load(Ordering::Acquire) {
+            self.stopping = true;
+        }
+    }
+
+    fn close_all(&mut self) {
+        let keys: Vec<Key> = self.sessions.keys().collect();
+        for key in keys {
+            self.close_session(key, CloseReason::Stopping);
+        }
+    }
+
+    /// Sessions, half-open connections included.
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// The driver, to look at.
+    pub fn driver(&mut self) -> &mut D {
+        &mut self.driver
+    }
+
+    pub(crate) fn session_of(&self, socket: SocketKey) -> Option<Key> {
+        let (owner, key) = (*self.by_socket.get(socket.index as usize)?)?;
+        (owner == socket).then_some(key)
+    }
+
+    pub(crate) fn file_socket(&mut self, socket: SocketKey, key: Key) {
+        let index = socket.index as usize;
+        if self.by_socket.len() <= index {
+            self.by_socket.resize(index + 1, None);
+        }
+        self.by_socket[index] = Some((socket, key));
+    }
+
+    pub(crate) fn unfile_socket(&mut self, socket: SocketKey) {
+        if self.session_of(socket).is_some() {
+            self.by_socket[socket.index as usize] = None;
+        }
+    }
+}

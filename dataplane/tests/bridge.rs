@@ -1,0 +1,334 @@
+//! The server as its clients see it: real sockets, real handshakes, a real worker on io_uring.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use ringwire_dataplane::counters::Counter;
+use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_proto::identity::SecretKey;
+use ringwire_proto::noise::Hybrid;
+use ringwire_proto::object::{Generation, StreamResponse, object_hash, open_response, sign_object};
+use ringwire_proto::yamux::{Flags, Header};
+use support::{LIMIT, Peer, bridge, pattern, start_server, start_server_with};
+
+#[test]
+fn bytes_cross_a_bridge_both_ways_in_order() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let (on_a, on_b) = bridge(&mut a, &mut b);
+    let len = 3_000_000;
+    let (forth, back) = (pattern(1, 0, len), pattern(2, 0, len));
+    let (mut sent, mut returned) = (0, 0);
+    let (mut at_b, mut at_a) = (Vec::new(), Vec::new());
+    let deadline = Instant::now() + LIMIT;
+    while at_b.len() < len || at_a.len() < len {
+        assert!(Instant::now() < deadline, "stuck at {} and {}", at_b.len(), at_a.len());
+        for (peer, stream, source, done, sink) in
+            [(&mut a, on_a, &forth, &mut sent, &mut at_a), (&mut b, on_b, &back, &mut returned, &mut at_b)]
+        {
+            // Sizes that match neither frames nor pages.
+            let piece = (*done + 7001).min(len);
+            if *done < len
+                && let Ok(taken) = peer.mux.write(stream, &source[*done..piece])
+            {
+                *done += taken;
+            }
+            let mut buffer = [0; 50_000];
+            if let Ok(read) = peer.mux.read(stream, &mut buffer) {
+                sink.extend_from_slice(&buffer[..read]);
+            }
+            peer.pump();
+        }
+    }
+    assert!(at_b == forth, "what arrived at b is what a sent");
+    assert!(at_a == back, "what arrived at a is what b sent");
+    let counters = server.counters();
+    assert_eq!(counters.value(Counter::BridgesOpened), 1);
+    assert_eq!(counters.value(Counter::BytesBridged), 2 * len as u64);
+    assert_eq!(counters.value(Counter::BytesDropped), 0);
+    server.stop().unwrap();
+}
+
+#[test]
+fn sessions_are_hybrid_when_both_sides_want_it() {
+    for (theirs, ours, expected) in [
+        (Hybrid::Offer, Hybrid::Offer, Some(true)),
+        (Hybrid::Off, Hybrid::Offer, Some(false)),
+        (Hybrid::Offer, Hybrid::Off, Some(false)),
+        (Hybrid::Off, Hybrid::Require, None),
+        (Hybrid::Offer, Hybrid::Require, Some(true)),
+    ] {
+        let server = start_server_with(|config| config.hybrid = ours);
+        let secret = SecretKey::generate(&mut OsEntropy);
+        let peer = Peer::handshake(secret, server.public_key(), server.addresses()[0], theirs, &[]);
+        match (expected, peer) {
+            (Some(hybrid), Ok(mut peer)) => {
+                assert_eq!(peer.hybrid, hybrid, "{theirs:?} with {ours:?}");
+                // Both ends agree on the keys: an object crosses.
+                let mut other = Peer::connect(&server);
+                bridge(&mut peer, &mut other);
+            }
+            (None, Ok(mut peer)) => {
+                // The refusal comes behind message 3 at the latest.
+                peer.wait_closed();
+                assert_eq!(server.counters().value(Counter::HandshakesFailed), 1);
+            }
+            (None, Err(_)) => assert_eq!(server.counters().value(Counter::HandshakesFailed), 1),
+            (Some(_), Err(error)) => panic!("{theirs:?} with {ours:?}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn bytes_right_behind_message_3_are_the_multiplexers() {
+    let server = start_server();
+    let secret = SecretKey::generate(&mut OsEntropy);
+    let ping = Header::ping(0x0102_0304).encode();
+    let address = server.addresses()[0];
+    let mut peer = Peer::handshake(secret, server.public_key(), address, Hybrid::Offer, &ping).unwrap();
+    let mut answer = [0; 12];
+    peer.socket.set_read_timeout(Some(LIMIT)).unwrap();
+    peer.socket.read_exact(&mut answer).unwrap();
+    assert_eq!(Header::decode(&answer).unwrap(), Header::pong(0x0102_0304));
+}
+
+#[test]
+fn a_dial_to_nobody_is_closed_at_once() {
+    let server = start_server();
+    let mut peer = Peer::connect(&server);
+    let absent = SecretKey::generate(&mut OsEntropy).public_key();
+    let started = Instant::now();
+    let stream = peer.open();
+    let signed = peer.sign(&peer.request(absent));
+    peer.write_object(stream, &signed);
+    assert!(peer.wait_end(stream), "closed, not reset");
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert_eq!(server.counters().value(Counter::RefusedDestination), 1);
+    // The session goes on.
+    let mut other = Peer::connect(&server);
+    bridge(&mut peer, &mut other);
+}
+
+#[test]
+fn a_request_in_somebody_elses_name_is_refused() {
+    let server = start_server();
+    let (mut a, b) = (Peer::connect(&server), Peer::connect(&server));
+    let stream = a.open();
+    let signed = b.sign(&b.request(a.key));
+    a.write_object(stream, &signed);
+    assert!(a.wait_end(stream));
+    assert_eq!(server.counters().value(Counter::RefusedSource), 1);
+}
+
+#[test]
+fn a_bad_object_costs_only_its_stream() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    for bytes in [&[0, 5, 1, 2, 3, 4, 5][..], &[0, 40], &[0xff; 40]] {
+        let stream = a.open();
+        a.write(stream, bytes);
+        if bytes.len() > 4 && bytes[0] == 0 {
+            assert!(a.wait_end(stream));
+        }
+    }
+    let stream = a.open();
+    let mut signed = a.sign(&a.request(b.key));
+    let last = signed.len() - 1;
+    signed[last] ^= 1;
+    a.write_object(stream, &signed);
+    assert!(a.wait_end(stream));
+    assert_eq!(server.counters().value(Counter::RefusedObject), 2);
+    bridge(&mut a, &mut b);
+}
+
+#[test]
+fn a_response_by_another_key_is_not_passed_on() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let stream = a.open();
+    let signed = a.sign(&a.request(b.key));
+    a.write_object(stream, &signed);
+    let other = b.accept();
+    let request = b.read_object(other);
+    assert_eq!(request, signed, "the very bytes that were signed");
+    let response =
+        StreamResponse { request_hash: object_hash(&request), accepted: true, ..Default::default() };
+    let forged = sign_object(&SecretKey::generate(&mut OsEntropy), &response.encode(Generation::Go2024));
+    b.write_object(other, &forged);
+    b.pump();
+    assert!(a.wait_end(stream));
+    assert!(b.wait_end(other));
+    assert_eq!(server.counters().value(Counter::RefusedResponse), 1);
+}
+
+#[test]
+fn the_liveness_ping_and_the_ip_request_are_answered() {
+    let server = start_server();
+    let mut peer = Peer::connect(&server);
+    let stream = peer.open();
+    peer.write(stream, &[0, 0]);
+    assert_eq!(peer.read_exact(stream, 2), [0, 0]);
+    assert!(peer.wait_end(stream));
+
+    let stream = peer.open();
+    let mut request = peer.request(server.public_key());
+    request.destination.port = 1;
+    request.ip_info = true;
+    request.noise_message.clear();
+    let signed = sign_object(&peer.secret, &request.encode(Generation::Go2026));
+    peer.write_object(stream, &signed);
+    let answer = peer.read_object(stream);
+    let response = open_response(&answer, &object_hash(&signed), &server.public_key()).unwrap();
+    assert_eq!(response.ip, [127, 0, 0, 1]);
+    let counters = server.counters();
+    assert_eq!((counters.value(Counter::StreamPings), counters.value(Counter::IpRequests)), (1, 1));
+}
+
+#[test]
+fn what_was_sent_before_the_end_is_delivered_then_both_sides_end() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let (on_a, on_b) = bridge(&mut a, &mut b);
+    let bytes = pattern(3, 0, 200_000);
+    a.write(on_a, &bytes);
+    let now = a.now();
+    a.mux.finish(now, on_a);
+    a.pump();
+    assert!(b.read_exact(on_b, bytes.len()) == bytes);
+    assert!(b.wait_end(on_b), "b is told");
+    assert!(a.wait_end(on_a), "and so is a");
+    let now = b.now();
+    b.mux.finish(now, on_b);
+    b.pump();
+    wait_for(|| server.counters().value(Counter::StreamsClosed) == 1);
+    wait_for(|| server.counters().value(Counter::ForwardsClosed) == 1);
+    let counters = server.counters();
+    assert_eq!(counters.value(Counter::BridgesOpened), counters.value(Counter::BridgesClosed));
+}
+
+#[test]
+fn a_reset_reaches_the_other_side() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let (on_a, on_b) = bridge(&mut a, &mut b);
+    a.mux.reset(on_a);
+    a.pump();
+    assert!(!b.wait_end(on_b), "reset, not finished");
+    wait_for(|| server.counters().value(Counter::BridgesClosed) == 1);
+    // And so does the end of a whole session.
+    let (_, on_b) = bridge(&mut a, &mut b);
+    drop(a);
+    assert!(!b.wait_end(on_b));
+    wait_for(|| server.counters().value(Counter::SessionsClosed) == 1);
+}
+
+#[test]
+fn the_newest_session_of_a_key_wins() {
+    let server = start_server();
+    let secret = SecretKey::generate(&mut OsEntropy);
+    let mut first = Peer::connect_as(secret.clone(), &server, Hybrid::Offer);
+    let mut second = Peer::connect_as(secret, &server, Hybrid::Offer);
+    first.wait_closed();
+    let mut dialler = Peer::connect(&server);
+    bridge(&mut dialler, &mut second);
+    assert_eq!(server.counters().value(Counter::SessionsDisplaced), 1);
+}
+
+#[test]
+fn breaking_the_multiplexers_rules_ends_that_session_alone() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let (on_a, on_b) = bridge(&mut a, &mut b);
+
+    // More than the credit: go-away 1, then the end.
+    let mut rude = Peer::connect(&server);
+    let syn = Header::window_update(1, 0).with_flags(Flags::SYN).encode();
+    rude.socket.write_all(&syn).unwrap();
+    rude.socket.write_all(&Header::data(1, 262_145).encode()).unwrap();
+    rude.socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut said = Vec::new();
+    rude.socket.read_to_end(&mut said).unwrap();
+    assert!(said.ends_with(&Header::go_away(1).encode()), "{said:02x?}");
+
+    // An unknown version: the end.
+    let mut rude = Peer::connect(&server);
+    rude.socket.write_all(&[9; 12]).unwrap();
+    rude.wait_closed();
+
+    // Noise where a handshake was due: the end.
+    let mut stranger = TcpStream::connect(server.addresses()[0]).unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    stranger.set_read_timeout(Some(LIMIT)).unwrap();
+    assert_eq!(stranger.read(&mut [0; 16]).unwrap(), 0);
+
+    let counters = server.counters();
+    assert_eq!(counters.value(Counter::SessionViolations), 2);
+    assert_eq!(counters.value(Counter::HandshakesFailed), 1);
+    a.write(on_a, b"still here");
+    assert_eq!(b.read_exact(on_b, 10), b"still here");
+}
+
+#[test]
+fn a_reader_that_stops_holds_up_only_its_stream() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let (slow_a, slow_b) = bridge(&mut a, &mut b);
+    let bytes = pattern(4, 0, 600_000);
+    // Fill the way to b: b's application reads nothing of this stream. `write` takes what credit and queues allow.
+    let mut taken = 0;
+    for _ in 0..200 {
+        if let Ok(more) = a.mux.write(slow_a, &bytes[taken..]) {
+            taken += more;
+        }
+        a.pump();
+        b.pump();
+    }
+    assert!(taken >= 262_144, "the way holds at least a window: {taken}");
+    let (fast_a, fast_b) = bridge(&mut a, &mut b);
+    a.write(fast_a, b"overtakes");
+    assert_eq!(b.read_exact(fast_b, 9), b"overtakes");
+    // And once b reads, everything comes.
+    let mut got = Vec::new();
+    let deadline = Instant::now() + LIMIT;
+    while got.len() < bytes.len() {
+        assert!(Instant::now() < deadline, "stuck at {}", got.len());
+        if taken < bytes.len()
+            && let Ok(more) = a.mux.write(slow_a, &bytes[taken..])
+        {
+            taken += more;
+        }
+        let mut buffer = [0; 65_536];
+        if let Ok(read) = b.mux.read(slow_b, &mut buffer) {
+            got.extend_from_slice(&buffer[..read]);
+        }
+        a.pump();
+        b.pump();
+    }
+    assert!(got == bytes);
+}
+
+#[test]
+fn stopping_closes_every_session_and_frees_the_port() {
+    let server = start_server();
+    let address = server.addresses()[0];
+    let mut peers: Vec<Peer> = (0..20).map(|_| Peer::connect(&server)).collect();
+    server.stop().unwrap();
+    for peer in &mut peers {
+        peer.wait_closed();
+    }
+    let again = start_server_with(|config| config.listen = vec![address]);
+    Peer::connect(&again);
+}
+
+/// Counters move in the worker a moment after the bytes that caused it.
+fn wait_for(mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !done() {
+        assert!(Instant::now() < deadline, "in vain");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
