@@ -80,6 +80,8 @@ counters! {
     RefusedDestination => "refused_destination_total",
     /// A stream was refused: the session has as many streams as it may.
     RefusedStreamLimit => "refused_stream_limit_total",
+    /// A stream was refused: nine tenths of the memory budget are used.
+    RefusedBudget => "refused_budget_total",
     /// A stream was refused: the destination cannot take another stream now.
     RefusedOpen => "refused_open_total",
     /// A stream was refused: the destination's response was missing, invalid or a refusal.
@@ -88,6 +90,12 @@ counters! {
     StreamsTimedOut => "streams_timed_out_total",
     /// A bridge was closed because neither side sent anything for the idle limit.
     BridgesIdle => "bridges_idle_total",
+    /// A backlog was reset because the memory budget was used up.
+    ResetsMemory => "resets_memory_total",
+    /// Credit granted beyond the base window, in bytes.
+    ExtraCredit => "extra_credit_bytes_total",
+    /// Credit beyond the base window was due and the budget had no room for it.
+    ExtraCreditRefused => "extra_credit_refused_total",
     /// Bytes received from sessions.
     BytesReceived => "received_bytes_total",
     /// Bytes handed to the kernel for sessions.

@@ -41,6 +41,12 @@ pub trait Driver {
     /// [`Completion::Closed`] comes as the last of this socket.
     fn close(&mut self, socket: SocketKey);
 
+    /// The connection's smoothed round-trip time in nanoseconds, where the driver knows it. Asked rarely: it may be a system
+    /// call.
+    fn round_trip_ns(&mut self, _socket: SocketKey) -> Option<Nanos> {
+        None
+    }
+
     /// Starts what was asked for, waits as `wait` says, and moves what has finished into `batch` (cleared first), at most
     /// [`limits::COMPLETIONS_PER_TURN_MAX`].
     fn turn(&mut self, wait: Wait, batch: &mut Batch) -> Result<(), DriverError>;

@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod bridge;
+pub mod budget;
 mod server;
 mod session;
 

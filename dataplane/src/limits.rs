@@ -11,9 +11,9 @@ pub const PAGE_LEN: usize = 16 * 1024;
 /// resident memory; when it runs dry a receive ends with "no buffers" (counted) and is armed again once pages are back.
 pub const RECEIVE_RING_PAGES: usize = 256;
 
-/// Buffer memory of one worker unless configured otherwise, in bytes. Address space, not resident memory: pages are
-/// touched when used. When it is used up no page goes to the kernel until one comes back.
-pub const BUFFER_MEMORY_LEN: usize = 512 * 1024 * 1024;
+/// Buffer memory of one worker unless configured otherwise or the machine has less: 8 GiB, which is some 14,000 bridges with
+/// both base windows promised. Address space, not resident memory: pages are touched when used.
+pub const BUFFER_MEMORY_LEN: usize = 8 << 30;
 
 /// Smallest buffer memory accepted, in bytes: the receive ring and as much again for queues.
 pub const BUFFER_MEMORY_LEN_MIN: usize = 2 * RECEIVE_RING_PAGES * PAGE_LEN;
@@ -38,8 +38,27 @@ pub const STREAM_QUANTUM_LEN: usize = 64 * 1024;
 /// A stream whose whole queue is at most this long goes out before bulk: requests, responses, keystrokes, echoes.
 pub const URGENT_QUEUE_LEN_MAX: usize = 2048;
 
-/// Urgent streams get at most this share of one gathered send, so that many small streams cannot starve bulk.
-pub const URGENT_GATHER_LEN_MAX: usize = GATHER_LEN_MAX / 2;
+/// A gathered send is sized to this much of the connection's drain rate, in nanoseconds: what a ping reply may have to wait
+/// behind on a slow connection.
+pub const GATHER_TIME_NS: u64 = 20_000_000;
+
+/// Smallest gathered send on a slow connection, in bytes.
+pub const GATHER_LEN_MIN: usize = 16 * 1024;
+
+/// One receive takes at most this many bytes, so that one flow cannot empty the receive ring for the others.
+pub const RECEIVE_LEN_MAX: usize = 256 * 1024;
+
+/// Buffer memory that queues never get, in percent: with the pages in the receive ring it keeps receives alive.
+pub const RESERVED_PERCENT: usize = 5;
+
+/// Share of the budget above which no extra credit is granted, in percent.
+pub const EXTRA_CREDIT_PERCENT: usize = 75;
+
+/// Share of the budget above which new streams are refused, in percent.
+pub const NEW_STREAMS_PERCENT: usize = 90;
+
+/// Largest credit of one stream, in bytes: 16 MiB fill 1.3 Gbit/s over 100 ms.
+pub const STREAM_WINDOW_MAX: u32 = 16 * 1024 * 1024;
 
 /// `TCP_NOTSENT_LOWAT` on every session, in bytes: unsent data beyond it stays in our queues, where order and budgets
 /// apply, and not in the kernel's.

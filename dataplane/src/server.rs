@@ -43,7 +43,7 @@ impl ServerConfig {
             secret_key,
             listen,
             hybrid: Hybrid::Offer,
-            buffer_memory_len: limits::BUFFER_MEMORY_LEN,
+            buffer_memory_len: default_buffer_memory_len(),
             company_us_max: Settings::default().company_us_max,
             core: None,
         }
@@ -236,6 +236,16 @@ fn listen(address: SocketAddr) -> Result<(Socket, SocketAddr), StartError> {
         };
         StartError::Listen { address, error, cure }
     })
+}
+
+/// Half of the machine's memory, at most [`limits::BUFFER_MEMORY_LEN`].
+fn default_buffer_memory_len() -> usize {
+    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+        line.split_whitespace().nth(1)?.parse::<usize>().ok()
+    });
+    let half = kib.map_or(limits::BUFFER_MEMORY_LEN, |kib| kib * 1024 / 2);
+    half.clamp(limits::BUFFER_MEMORY_LEN_MIN, limits::BUFFER_MEMORY_LEN)
 }
 
 /// Keeps this thread on one core; a core that does not exist is reported and ignored.

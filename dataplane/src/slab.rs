@@ -84,13 +84,17 @@ impl<T> Slab<T> {
         self.len() == 0
     }
 
+    /// Keys and values, in order of place.
+    pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> + '_ {
+        self.entries.iter().enumerate().filter_map(|(index, entry)| {
+            let key = Key { index: index as u32, generation: entry.generation };
+            entry.value.as_ref().map(|value| (key, value))
+        })
+    }
+
     /// The keys in use, in order of place.
     pub fn keys(&self) -> impl Iterator<Item = Key> + '_ {
-        self.entries
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| entry.value.is_some())
-            .map(|(index, entry)| Key { index: index as u32, generation: entry.generation })
+        self.iter().map(|(key, _)| key)
     }
 }
 

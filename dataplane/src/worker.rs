@@ -20,6 +20,7 @@ use ringwire_proto::noise::Hybrid;
 use ringwire_proto::yamux;
 
 use crate::bridge::Half;
+use crate::budget::Budget;
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Completion, Driver, DriverError, Gather, SocketKey};
 use crate::limits;
@@ -82,6 +83,7 @@ pub struct Worker<D> {
     /// Sessions by the key of their peer.
     pub(crate) directory: HashMap<PublicKey, Key>,
     pub(crate) wheel: Wheel<Timer>,
+    pub(crate) budget: Budget,
     pub(crate) half_open: usize,
     /// Half-open connections, oldest first; some may have moved on.
     pub(crate) half_open_order: VecDeque<Key>,
@@ -132,6 +134,7 @@ impl<D: Driver> Worker<D> {
             driver.accept(listener);
         }
         let now = driver.now();
+        let memory_len = driver.pool().len();
         Self {
             driver,
             identity,
@@ -143,6 +146,7 @@ impl<D: Driver> Worker<D> {
             nodes: Nodes::default(),
             directory: HashMap::new(),
             wheel: Wheel::new(now),
+            budget: Budget::new(memory_len),
             half_open: 0,
             half_open_order: VecDeque::new(),
             marked: Vec::new(),
@@ -181,6 +185,7 @@ impl<D: Driver> Worker<D> {
         self.rearm_starved();
         self.forward();
         self.pack_touched();
+        self.relieve_memory();
         self.read_mail();
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! A half is one stream of one session. The half a client opened brings a request; the half we open at the destination
 //! brings the response; from then on payload of one goes into the queue of the other.
 
+mod credit;
 mod open;
 mod payload;
 
@@ -38,6 +39,19 @@ pub(crate) struct Half {
     pub(crate) expected: Option<Box<Expected>>,
     /// When its peer last sent payload.
     pub(crate) active_at: Nanos,
+    /// Session whose bytes it sends: the partner's, kept so that turns are fair between sources after the partner is gone.
+    pub(crate) source: Key,
+    /// Credit of its peer that counts against the budget, in bytes: the base window and what was granted beyond it.
+    pub(crate) promised: usize,
+    /// Bytes of its peer delivered since `window_since`: a whole window decides whether it should be larger.
+    pub(crate) window_len: usize,
+    pub(crate) window_since: Nanos,
+    /// Bytes its peer sent through the bridge.
+    pub(crate) bridged: u64,
+    /// Since when its queue waits for credit of its peer.
+    pub(crate) blocked_since: Option<Nanos>,
+    /// How long it waited before, in nanoseconds.
+    pub(crate) blocked_ns: u64,
     /// What the clock says about it; `Nanos::MAX`: nothing.
     pub(crate) deadline: Nanos,
     /// When its entry in the wheel fires.
@@ -90,6 +104,13 @@ impl Half {
             is_forward,
             expected: None,
             active_at: 0,
+            source: Key::NONE,
+            promised: 0,
+            window_len: 0,
+            window_since: 0,
+            bridged: 0,
+            blocked_since: None,
+            blocked_ns: 0,
             deadline: Nanos::MAX,
             timer_at: Nanos::MAX,
         }

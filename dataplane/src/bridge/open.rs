@@ -41,6 +41,10 @@ impl<D: Driver> Worker<D> {
             self.end_half(half);
             return;
         }
+        if !self.promise_window(half) {
+            self.end_half(half);
+            return;
+        }
         self.set_deadline(half, now + limits::REQUEST_TIMEOUT_NS);
     }
 
@@ -154,6 +158,10 @@ impl<D: Driver> Worker<D> {
             return self.refuse_request(half_key, Counter::RefusedDestination);
         };
         let forward_key = self.halves.insert(Half::new(session, 0, State::Response, true));
+        if !self.promise_window(forward_key) {
+            self.halves.remove(forward_key);
+            return self.end_half(half_key);
+        }
         let opened = self
             .sessions
             .find_mut(session)
@@ -161,18 +169,22 @@ impl<D: Driver> Worker<D> {
             .ok_or("no session")
             .and_then(|open| open.mux.open(now, forward_key).map_err(|_| "not now"));
         let Ok(stream) = opened else {
-            self.halves.remove(forward_key);
+            let promised = self.halves.remove(forward_key).map_or(0, |half| half.promised);
+            self.budget.release(promised);
             return self.refuse_request(half_key, Counter::RefusedOpen);
         };
         self.counters.count(Counter::ForwardsOpened);
+        let source_session = self.halves.find(half_key).map_or(Key::NONE, |half| half.session);
         if let Some(forward) = self.halves.find_mut(forward_key) {
             forward.stream = stream;
             forward.partner = half_key;
+            forward.source = source_session;
             forward.expected =
                 Some(Box::new(Expected { request_hash: object::object_hash(signed), destination }));
         }
         if let Some(half) = self.halves.find_mut(half_key) {
             half.partner = forward_key;
+            half.source = session;
             half.state = State::Waiting;
             half.deadline = u64::MAX;
         }
@@ -197,11 +209,13 @@ impl<D: Driver> Worker<D> {
         }
         self.queue_object(source_key, signed);
         self.counters.count(Counter::BridgesOpened);
-        let deadline = self.driver.now() + limits::BRIDGE_IDLE_TIMEOUT_NS;
+        let now = self.driver.now();
+        let deadline = now + limits::BRIDGE_IDLE_TIMEOUT_NS;
         for key in [source_key, forward_key] {
             if let Some(half) = self.halves.find_mut(key) {
                 half.state = State::Bridged;
                 half.deadline = u64::MAX;
+                half.window_since = now;
             }
         }
         self.set_deadline(source_key, deadline);

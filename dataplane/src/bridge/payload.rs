@@ -18,6 +18,7 @@ impl<D: Driver> Worker<D> {
             return;
         };
         half.active_at = now;
+        half.bridged += span.len() as u64;
         match half.state {
             State::Bridged => {
                 let partner = half.partner;
@@ -116,26 +117,10 @@ impl<D: Driver> Worker<D> {
                 open.urgent.push_back(half_key);
             } else {
                 half.listed = Listed::Bulk;
-                open.bulk.push_back(half_key);
+                open.bulk.push(half.source, half_key);
             }
         }
         let session = half.session;
-        self.mark(session);
-    }
-
-    /// `len` bytes of a half went out: the peer they came from gets its credit back.
-    pub(crate) fn return_credit(&mut self, half_key: Key, len: u32) {
-        let Some(source) = self.halves.find(half_key).and_then(|half| self.halves.find(half.partner)) else {
-            return;
-        };
-        if source.state == State::Ending && source.finished {
-            return;
-        }
-        let (session, stream) = (source.session, source.stream);
-        let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) else { return };
-        // What we queued ourselves (objects) was never the source's: only what it sent and did not get back counts.
-        let owed = open.mux.stream(stream).map_or(0, |stream| stream.unconsumed());
-        open.mux.consumed(stream, len.min(owed));
         self.mark(session);
     }
 
@@ -206,6 +191,7 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         half.state = State::Ending;
         half.finish = true;
+        self.budget.release(std::mem::take(&mut half.promised));
         let mut early = std::mem::take(&mut half.early);
         let dropped = early.clear(&mut self.nodes, self.driver.pool());
         let deadline = self.driver.now() + limits::DRAIN_TIMEOUT_NS;
@@ -250,6 +236,7 @@ impl<D: Driver> Worker<D> {
     /// Forgets a half whose stream is gone. A partner that still expects bytes of it ends.
     pub(crate) fn remove_half(&mut self, half_key: Key) {
         let Some(mut half) = self.halves.remove(half_key) else { return };
+        self.budget.release(half.promised);
         let pool = self.driver.pool();
         let dropped = half.queue.clear(&mut self.nodes, pool) + half.early.clear(&mut self.nodes, pool);
         self.counters.add(Counter::BytesDropped, dropped as u64);

@@ -10,6 +10,7 @@ mod op;
 mod pool;
 mod probe;
 mod region;
+mod tcp_info;
 mod uring;
 
 pub use pool::{Pool, Span};

@@ -7,6 +7,8 @@ use std::os::fd::RawFd;
 
 use io_uring::{opcode, squeue, types};
 
+use crate::limits::RECEIVE_LEN_MAX;
+
 /// Group id of the one buffer ring of a worker.
 pub(super) const BUFFER_GROUP: u16 = 0;
 
@@ -65,17 +67,35 @@ pub(super) fn accept(listener: RawFd, token: Token) -> squeue::Entry {
     opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_CLOEXEC).build().user_data(token.pack())
 }
 
-/// Receives once into pages of the buffer ring: a bundle where the kernel has them, else one page.
-pub(super) fn receive(socket: RawFd, bundle: bool, token: Token) -> squeue::Entry {
-    if bundle {
-        return opcode::RecvBundle::new(types::Fd(socket), BUFFER_GROUP).build().user_data(token.pack());
-    }
-    opcode::Recv::new(types::Fd(socket), std::ptr::null_mut(), 0)
+/// Receives once into pages of the buffer ring, at most `RECEIVE_LEN_MAX` bytes: a bundle where the kernel has them, else
+/// one page. `wait_first`: the last receive emptied the socket, so trying before waiting would be in vain.
+pub(super) fn receive(socket: RawFd, bundle: bool, wait_first: bool, token: Token) -> squeue::Entry {
+    let len = if bundle { RECEIVE_LEN_MAX } else { 0 };
+    let mut entry = opcode::Recv::new(types::Fd(socket), std::ptr::null_mut(), len as u32)
         .buf_group(BUFFER_GROUP)
         .build()
         .flags(squeue::Flags::BUFFER_SELECT)
-        .user_data(token.pack())
+        .user_data(token.pack());
+    let mut priority = 0;
+    if bundle {
+        priority |= RECVSEND_BUNDLE;
+    }
+    if wait_first {
+        priority |= RECVSEND_POLL_FIRST;
+    }
+    let field = (&raw mut entry).cast::<u8>().wrapping_add(SQE_PRIORITY_OFFSET).cast::<u16>();
+    // SAFETY: needed because the crate's receive has no setter for these flags together with a length. The entry is a
+    // `repr(C)` wrapper around the kernel's 64-byte struct (asserted below), whose bytes 2 and 3 are a u16 that every
+    // value is valid for; the pointer is derived from an exclusive borrow and the struct is 8-byte aligned.
+    unsafe { field.write(priority) };
+    entry
 }
+
+/// Place of `ioprio` in `struct io_uring_sqe`: opcode (1 byte), flags (1 byte), ioprio (2 bytes).
+const SQE_PRIORITY_OFFSET: usize = 2;
+const RECVSEND_POLL_FIRST: u16 = 1 << 0;
+const RECVSEND_BUNDLE: u16 = 1 << 4;
+const _: () = assert!(size_of::<squeue::Entry>() == 64, "an entry is exactly the kernel's struct");
 
 /// Sends a message whose header and slices stay where they are until the completion.
 pub(super) fn send(socket: RawFd, message: *const libc::msghdr, token: Token) -> squeue::Entry {

@@ -78,8 +78,12 @@ const FREE: Page =
 #[derive(Debug)]
 pub struct Pool {
     region: Region,
+    /// Grows to the highest page ever used; those behind it are free.
     pages: Vec<Page>,
+    /// Free pages among them.
     free: Vec<u32>,
+    /// Pages of the region.
+    count: u32,
     /// References on each block of each page; used while the page is split.
     block_refs: Vec<u8>,
     /// Per block size, the first page with a free block.
@@ -97,10 +101,10 @@ impl Pool {
             u32::try_from(pages).map_err(|_| io::Error::other("buffer memory of more than 2^32 pages"))?;
         Ok(Self {
             region: Region::new(pages * PAGE_LEN)?,
-            pages: vec![FREE; pages],
-            // Taken from the end: low pages first, so that a quiet worker touches few.
-            free: (0..count).rev().collect(),
-            block_refs: vec![0; pages * BLOCKS_PER_PAGE_MAX],
+            pages: Vec::new(),
+            free: Vec::new(),
+            count,
+            block_refs: Vec::new(),
             partial: [NONE; BLOCK_LENS.len()],
             held: 0,
             with_kernel: 0,
@@ -125,12 +129,26 @@ impl Pool {
 
     /// Whether there is no buffer memory at all.
     pub fn is_empty(&self) -> bool {
-        self.pages.is_empty()
+        self.count == 0
     }
 
     /// Pages nobody owns.
     pub fn free_pages(&self) -> usize {
-        self.free.len()
+        self.free.len() + self.count as usize - self.pages.len()
+    }
+
+    /// A free page: one that was used before, so that memory once touched serves again.
+    fn take_free(&mut self) -> Option<u32> {
+        if let Some(page) = self.free.pop() {
+            return Some(page);
+        }
+        let page = self.pages.len() as u32;
+        if page == self.count {
+            return None;
+        }
+        self.pages.push(FREE);
+        self.block_refs.resize(self.pages.len() * BLOCKS_PER_PAGE_MAX, 0);
+        Some(page)
     }
 
     /// Pages in the kernel's receive ring.
@@ -140,7 +158,7 @@ impl Pool {
 
     /// Takes a free page for the kernel to fill.
     pub fn lend(&mut self) -> Option<u32> {
-        let page = self.free.pop()?;
+        let page = self.take_free()?;
         self.pages[page as usize].owner = Owner::Kernel;
         self.with_kernel += 1;
         Some(page)
@@ -186,7 +204,7 @@ impl Pool {
     pub fn allocate(&mut self, len: usize) -> Option<Span> {
         let class = BLOCK_LENS.iter().position(|&block| len <= block)?;
         if self.partial[class] == NONE {
-            let page = self.free.pop()?;
+            let page = self.take_free()?;
             let blocks = PAGE_LEN / BLOCK_LENS[class];
             self.pages[page as usize] =
                 Page { owner: Owner::Blocks(class as u8), free_blocks: u64::MAX >> (64 - blocks), ..FREE };

@@ -4,7 +4,7 @@
 //! the buffer ring, restrict to the operations of `op`, enable.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, cqueue, opcode, register, squeue, types};
@@ -15,6 +15,7 @@ use super::buffers::ReceiveRing;
 use super::op::{self, Kind, Token};
 use super::pool::Pool;
 use super::probe::{self, Features};
+use super::tcp_info;
 use crate::driver::{
     Batch, Completion, Driver, DriverError, Gather, Nanos, Part, ReceiveEnd, SocketKey, Wait,
 };
@@ -68,6 +69,8 @@ struct Slot {
     descriptor: Option<OwnedFd>,
     generation: u32,
     receiving: bool,
+    /// The last receive left nothing behind.
+    drained: bool,
     sending: Option<Box<InFlight>>,
     closing: bool,
 }
@@ -165,6 +168,7 @@ impl UringDriver {
         let slot = &mut self.sockets[index as usize];
         slot.descriptor = Some(descriptor);
         slot.closing = false;
+        slot.drained = false;
         SocketKey { index, generation: slot.generation }
     }
 
@@ -271,6 +275,7 @@ impl UringDriver {
             return;
         };
         slot.receiving = false;
+        slot.drained = result > 0 && !cqueue::sock_nonempty(flags);
         let socket = SocketKey { index: token.index, generation: slot.generation };
         let closing = slot.closing;
         batch.completions.push(match result {
@@ -326,9 +331,14 @@ impl Driver for UringDriver {
         let bundle = self.features.receive_bundle;
         let Some(slot) = self.slot(socket).filter(|slot| !slot.receiving && !slot.closing) else { return };
         slot.receiving = true;
+        let drained = slot.drained;
         let Some(descriptor) = slot.descriptor.as_ref().map(AsRawFd::as_raw_fd) else { return };
-        let entry =
-            op::receive(descriptor, bundle, Token::new(Kind::Receive, socket.index, socket.generation));
+        let entry = op::receive(
+            descriptor,
+            bundle,
+            drained,
+            Token::new(Kind::Receive, socket.index, socket.generation),
+        );
         self.push(&entry);
     }
 
@@ -362,6 +372,11 @@ impl Driver for UringDriver {
         } else {
             self.finish_close(socket.index);
         }
+    }
+
+    fn round_trip_ns(&mut self, socket: SocketKey) -> Option<Nanos> {
+        let descriptor = self.slot(socket)?.descriptor.as_ref()?;
+        tcp_info::round_trip_ns(descriptor.as_fd())
     }
 
     fn turn(&mut self, wait: Wait, batch: &mut Batch) -> Result<(), DriverError> {

@@ -51,6 +51,8 @@ impl<D: Driver> Worker<D> {
             peer_address,
             phase: Phase::Handshake(Box::new(half_open)),
             sending: false,
+            sending_since: 0,
+            gather_len_max: limits::GATHER_LEN_MAX,
             marked: false,
             outbox: Vec::new(),
             closing: None,

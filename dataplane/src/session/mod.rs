@@ -7,6 +7,7 @@ mod handshake;
 mod inbound;
 mod life;
 mod outbound;
+mod rounds;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use crate::driver::{Nanos, SocketKey};
 use crate::slab::Key;
 
 pub use life::CloseReason;
+use rounds::Rounds;
 
 /// One connection of a worker.
 #[derive(Debug)]
@@ -31,6 +33,10 @@ pub(crate) struct Session {
     pub(crate) phase: Phase,
     /// A gathered send is with the driver.
     pub(crate) sending: bool,
+    /// Since when.
+    pub(crate) sending_since: Nanos,
+    /// Largest gathered send, in bytes: follows the connection's drain rate.
+    pub(crate) gather_len_max: usize,
     /// It is in the worker's list of sessions that have something to send.
     pub(crate) marked: bool,
     /// Bytes outside the multiplexer, to be sent first: handshake messages, a last go-away.
@@ -77,8 +83,8 @@ pub(crate) struct Open {
     pub(crate) opener: Opener<AwsLcAead, WindowReplay>,
     /// Halves with something small to send: requests, responses, keystrokes.
     pub(crate) urgent: VecDeque<Key>,
-    /// Halves with bulk to send, in the order of their turns.
-    pub(crate) bulk: VecDeque<Key>,
+    /// Halves with bulk to send.
+    pub(crate) bulk: Rounds,
 }
 
 impl std::fmt::Debug for Open {

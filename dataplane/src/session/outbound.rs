@@ -48,6 +48,7 @@ impl<D: Driver> Worker<D> {
         if session.sending {
             return;
         }
+        let len_max = session.gather_len_max;
         let mut gather = self.spare_gathers.pop().unwrap_or_default();
         if !session.outbox.is_empty() {
             gather.push_header(&session.outbox);
@@ -56,9 +57,10 @@ impl<D: Driver> Worker<D> {
         }
         if session.closing.is_none() {
             self.gather_control(key, &mut gather);
-            self.gather_halves(key, Listed::Urgent, limits::URGENT_GATHER_LEN_MAX, &mut gather);
-            self.gather_halves(key, Listed::Bulk, limits::GATHER_LEN_MAX, &mut gather);
+            self.gather_halves(key, Listed::Urgent, len_max / 2, &mut gather);
+            self.gather_halves(key, Listed::Bulk, len_max, &mut gather);
         }
+        let now = self.driver.now();
         let Some(session) = self.sessions.find_mut(key) else {
             self.recycle(gather);
             return;
@@ -72,6 +74,7 @@ impl<D: Driver> Worker<D> {
             return;
         }
         session.sending = true;
+        session.sending_since = now;
         let socket = session.socket;
         self.counters.count(Counter::Sends);
         self.driver.send(socket, gather);
@@ -94,7 +97,7 @@ impl<D: Driver> Worker<D> {
             let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
             let next = match list {
                 Listed::Urgent => open.urgent.pop_front(),
-                Listed::Bulk | Listed::No => open.bulk.pop_front(),
+                Listed::Bulk | Listed::No => open.bulk.pop(),
             };
             let Some(half_key) = next else { return };
             self.gather_half(key, half_key, list, len_max - gather.len(), gather);
@@ -109,12 +112,15 @@ impl<D: Driver> Worker<D> {
         let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
         if list == Listed::Urgent && half.queue.len() > limits::URGENT_QUEUE_LEN_MAX {
             half.listed = Listed::Bulk;
-            open.bulk.push_back(half_key);
+            open.bulk.push(half.source, half_key);
             return;
         }
         let wanted = half.queue.len().min(limits::STREAM_QUANTUM_LEN).min(room);
         let granted = if wanted == 0 { 0 } else { open.mux.reserve(half.stream, wanted as u32) as usize };
         if granted > 0 {
+            if let Some(since) = half.blocked_since.take() {
+                half.blocked_ns += now.saturating_sub(since);
+            }
             gather.push_header(&Header::data(half.stream, granted as u32).encode());
             let mut left = granted;
             while left > 0 {
@@ -138,9 +144,11 @@ impl<D: Driver> Worker<D> {
         } else if granted == wanted {
             // More to send and credit left, as far as known: behind the others.
             half.listed = Listed::Bulk;
-            open.bulk.push_back(half_key);
+            open.bulk.push(half.source, half_key);
+        } else {
+            // Blocked: a window update of the peer lists it again.
+            half.blocked_since.get_or_insert(now);
         }
-        // Otherwise it is blocked: a window update lists it again.
     }
 
     /// A send completed, whole or in part.
@@ -155,8 +163,11 @@ impl<D: Driver> Worker<D> {
                     self.driver.send(socket, gather);
                     return;
                 }
+                let now = self.driver.now();
                 if let Some(session) = self.sessions.find_mut(key) {
                     session.sending = false;
+                    session.gather_len_max =
+                        next_gather_len(session.gather_len_max, gather.len(), now - session.sending_since);
                 }
                 for share in gather.shares() {
                     self.return_credit(share.half, share.len);
@@ -179,5 +190,35 @@ impl<D: Driver> Worker<D> {
     fn recycle(&mut self, mut gather: Box<Gather>) {
         gather.reset(self.driver.pool());
         self.spare_gathers.push(gather);
+    }
+}
+
+/// The size of the next gathered send after one of `len` bytes took `elapsed` nanoseconds: what the connection drains in
+/// `GATHER_TIME_NS`. A send that was taken at once says nothing about the rate, so the size grows again.
+fn next_gather_len(current: usize, len: usize, elapsed: u64) -> usize {
+    if elapsed < limits::GATHER_TIME_NS / 4 {
+        return (current * 2).min(limits::GATHER_LEN_MAX);
+    }
+    let drained = (len as u128 * u128::from(limits::GATHER_TIME_NS) / u128::from(elapsed)) as usize;
+    // Halfway, so that one odd send decides little.
+    (current.midpoint(drained)).clamp(limits::GATHER_LEN_MIN, limits::GATHER_LEN_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sends_shrink_to_what_a_slow_connection_drains_and_grow_back() {
+        let mut len = limits::GATHER_LEN_MAX;
+        for _ in 0..20 {
+            // 400 KB/s.
+            len = next_gather_len(len, len, len as u64 * limits::SECOND_NS / 400_000);
+        }
+        assert_eq!(len, limits::GATHER_LEN_MIN);
+        for _ in 0..5 {
+            len = next_gather_len(len, len, 20_000);
+        }
+        assert_eq!(len, limits::GATHER_LEN_MAX);
     }
 }

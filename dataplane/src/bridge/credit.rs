@@ -1,0 +1,132 @@
+//! Credit of a bridge: given back as bytes leave, raised where the way is long, and never beyond the budget.
+
+use ringwire_proto::yamux::INITIAL_WINDOW;
+
+use super::{Half, State};
+use crate::counters::Counter;
+use crate::driver::Driver;
+use crate::limits;
+use crate::session::Session;
+use crate::slab::Key;
+use crate::worker::Worker;
+
+impl<D: Driver> Worker<D> {
+    /// Counts a new stream's base window as used. False: the budget has no room for streams, and the stream is refused.
+    pub(super) fn promise_window(&mut self, half_key: Key) -> bool {
+        let held = self.driver.pool().held_len();
+        if !self.budget.allows_stream(held) {
+            self.counters.count(Counter::RefusedBudget);
+            return false;
+        }
+        if let Some(half) = self.halves.find_mut(half_key) {
+            half.promised = INITIAL_WINDOW as usize;
+            self.budget.promise(half.promised);
+        }
+        true
+    }
+
+    /// `len` bytes of a half went out: the peer they came from gets its credit back.
+    pub(crate) fn return_credit(&mut self, half_key: Key, len: u32) {
+        let Some(half) = self.halves.find(half_key) else { return };
+        let (source_key, backlog) = (half.partner, half.queue.len());
+        let Some(source) = self.halves.find_mut(source_key) else { return };
+        if source.state == State::Ending && source.finished {
+            return;
+        }
+        source.window_len += len as usize;
+        let (session, stream) = (source.session, source.stream);
+        let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) else { return };
+        // What we queued ourselves (objects) was never the source's: only what it sent and did not get back counts.
+        let owed = open.mux.stream(stream).map_or(0, |stream| stream.unconsumed()).min(len);
+        let kept = withhold(source, owed as usize, backlog);
+        self.budget.release(kept);
+        open.mux.consumed(stream, owed - kept as u32);
+        self.mark(session);
+        self.consider_window(source_key, backlog);
+    }
+
+    /// A whole window of a source was delivered: was the window what limited it? Then it is doubled, if the destination keeps
+    /// up and the budget allows. A lone stream over a long way must not be limited on our half.
+    fn consider_window(&mut self, source_key: Key, backlog: usize) {
+        let now = self.driver.now();
+        let Some(source) = self.halves.find_mut(source_key) else { return };
+        if source.window_len < source.promised || source.state != State::Bridged {
+            return;
+        }
+        let (delivered, elapsed) = (source.window_len, now.saturating_sub(source.window_since));
+        (source.window_len, source.window_since) = (0, now);
+        let (window, session, stream) = (source.promised, source.session, source.stream);
+        let extra = window.min((limits::STREAM_WINDOW_MAX as usize).saturating_sub(window));
+        if extra == 0 || backlog > window / 4 {
+            return;
+        }
+        let Some(socket) = self.sessions.find(session).map(|session| session.socket) else { return };
+        let Some(round_trip) = self.driver.round_trip_ns(socket) else { return };
+        // What the source can have under way is a window per round trip: limited by it when it comes near that.
+        let possible = window as u128 * u128::from(elapsed) / u128::from(round_trip.max(1));
+        if delivered as u128 * 2 < possible {
+            return;
+        }
+        let held = self.driver.pool().held_len();
+        if !self.budget.allows_extra(held, extra) {
+            self.counters.count(Counter::ExtraCreditRefused);
+            return;
+        }
+        self.budget.promise(extra);
+        self.counters.add(Counter::ExtraCredit, extra as u64);
+        if let Some(source) = self.halves.find_mut(source_key) {
+            source.promised += extra;
+        }
+        if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
+            open.mux.grant_extra(stream, extra as u32);
+        }
+        self.mark(session);
+    }
+
+    /// The budget is used up: the backlogs that have waited longest for their peers go, until it is not.
+    pub(crate) fn relieve_memory(&mut self) {
+        while self.budget.is_exhausted(self.driver.pool().held_len()) {
+            let longest = self
+                .halves
+                .iter()
+                .filter(|(_, half)| !half.queue.is_empty() || !half.early.is_empty())
+                .min_by_key(|(_, half)| half.blocked_since.unwrap_or(u64::MAX))
+                .map(|(key, half)| (key, half.partner));
+            let Some((key, partner)) = longest else { return };
+            self.counters.count(Counter::ResetsMemory);
+            tracing::warn!(
+                "buffer memory is used up: the longest-stalled stream is reset (raise the budget, or fewer streams)"
+            );
+            self.reset_half(key);
+            self.reset_half(partner);
+        }
+    }
+}
+
+/// Takes extra credit back while the destination does not keep up: what its source is owed is kept, as far as it exceeds the
+/// base window. Returns the bytes kept.
+fn withhold(source: &mut Half, owed: usize, backlog: usize) -> usize {
+    let extra = source.promised.saturating_sub(INITIAL_WINDOW as usize);
+    if backlog <= source.promised / 2 {
+        return 0;
+    }
+    let kept = owed.min(extra);
+    source.promised -= kept;
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_credit_is_kept_back_only_while_the_destination_lags() {
+        let mut source = Half::new(Key::NONE, 1, State::Bridged, false);
+        source.promised = INITIAL_WINDOW as usize + 100_000;
+        assert_eq!(withhold(&mut source, 60_000, 10_000), 0);
+        assert_eq!(withhold(&mut source, 60_000, 250_000), 60_000);
+        assert_eq!(withhold(&mut source, 60_000, 250_000), 40_000);
+        assert_eq!(withhold(&mut source, 60_000, 250_000), 0);
+        assert_eq!(source.promised, INITIAL_WINDOW as usize);
+    }
+}
