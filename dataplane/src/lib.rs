@@ -22,6 +22,7 @@ pub mod counters;
 pub mod driver;
 pub mod entropy;
 pub mod limits;
+pub mod mail;
 pub mod queue;
 pub mod ring;
 pub mod slab;

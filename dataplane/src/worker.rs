@@ -4,7 +4,7 @@
 //! 2. **Handle**: each completion goes to its session; bytes become frames, frames become decisions ([`crate::session`],
 //!    [`crate::bridge`]).
 //! 3. **Forward**: each session with something to send gets at most one gathered send.
-//! 4. **Mail**: what others want of the worker (so far: to stop).
+//! 4. **Mail**: what others want of the worker ([`crate::mail`]).
 //! 5. **Submit and wait**: one call into the kernel, with a wait chosen by [`crate::wait`].
 //!
 //! A worker owns its sessions, streams and buffers; no other thread touches them.
@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crossbeam::channel::Receiver;
 use hashbrown::HashMap;
 use ringwire_proto::entropy::Entropy;
 use ringwire_proto::identity::{PublicKey, SecretKey};
@@ -24,6 +25,7 @@ use crate::budget::Budget;
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Completion, Driver, DriverError, Gather, SocketKey};
 use crate::limits;
+use crate::mail::{ORDERS_MAX, Order};
 use crate::queue::Nodes;
 use crate::session::{CloseReason, Session};
 use crate::slab::{Key, Slab};
@@ -104,6 +106,7 @@ pub struct Worker<D> {
     by_socket: Vec<Option<(SocketKey, Key)>>,
     due: Vec<Timer>,
     stop: Arc<AtomicBool>,
+    mail: Option<Receiver<Order>>,
     wait: WaitPolicy,
 }
 
@@ -158,8 +161,14 @@ impl<D: Driver> Worker<D> {
             by_socket: Vec::new(),
             due: Vec::new(),
             stop,
+            mail: None,
             wait: WaitPolicy::new(settings.company_us_max),
         }
+    }
+
+    /// Orders to read each turn; whoever sends one wakes the driver.
+    pub fn set_mail(&mut self, mail: Receiver<Order>) {
+        self.mail = Some(mail);
     }
 
     /// Turns until it is told to stop. An error is one of the driver's and ends the worker.
@@ -266,6 +275,11 @@ impl<D: Driver> Worker<D> {
     fn read_mail(&mut self) {
         if self.stop.load(Ordering::Acquire) {
             self.stopping = true;
+        }
+        // Bounded by what may wait, so a flood of orders cannot hold up the forwarding.
+        for _ in 0..ORDERS_MAX {
+            let Some(order) = self.mail.as_ref().and_then(|mail| mail.try_recv().ok()) else { return };
+            self.handle_order(order);
         }
     }
 

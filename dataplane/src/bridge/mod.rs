@@ -48,6 +48,8 @@ pub(crate) struct Half {
     pub(crate) window_since: Nanos,
     /// Bytes its peer sent through the bridge.
     pub(crate) bridged: u64,
+    /// Since when it carries payload.
+    pub(crate) bridged_since: Nanos,
     /// Since when its queue waits for credit of its peer.
     pub(crate) blocked_since: Option<Nanos>,
     /// How long it waited before, in nanoseconds.
@@ -109,6 +111,7 @@ impl Half {
             window_len: 0,
             window_since: 0,
             bridged: 0,
+            bridged_since: 0,
             blocked_since: None,
             blocked_ns: 0,
             deadline: Nanos::MAX,

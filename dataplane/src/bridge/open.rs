@@ -216,6 +216,7 @@ impl<D: Driver> Worker<D> {
                 half.state = State::Bridged;
                 half.deadline = u64::MAX;
                 half.window_since = now;
+                half.bridged_since = now;
             }
         }
         self.set_deadline(source_key, deadline);

@@ -32,6 +32,8 @@ pub enum CloseReason {
     Violation,
     /// The peer stopped answering.
     Dead,
+    /// An operator asked for it.
+    Ordered,
     /// The server stops.
     Stopping,
 }

@@ -1,0 +1,169 @@
+//! What others want of a worker: questions and orders, read once a turn.
+//!
+//! The channel is bounded; whoever sends waits its turn, never the worker. An answer nobody waits for any more is dropped.
+
+use std::net::SocketAddr;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use ringwire_proto::identity::PublicKey;
+
+use crate::bridge::State;
+use crate::driver::{Driver, Nanos};
+use crate::session::{CloseReason, Phase};
+use crate::slab::Key;
+use crate::worker::Worker;
+
+/// Orders that may wait at a worker.
+pub const ORDERS_MAX: usize = 64;
+
+/// An order to a worker.
+#[derive(Debug)]
+pub enum Order {
+    /// Describe yourself.
+    Report(Sender<Report>),
+    /// Close the session of this key, if there is one; the answer says whether there was.
+    Close(PublicKey, Sender<bool>),
+}
+
+/// The two ends of a worker's mail.
+pub fn mailbox() -> (Sender<Order>, Receiver<Order>) {
+    bounded(ORDERS_MAX)
+}
+
+/// A worker at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Authenticated sessions, in no particular order.
+    pub sessions: Vec<SessionReport>,
+    /// Connections whose handshake is not finished.
+    pub half_open: usize,
+    /// Bridges, each once.
+    pub bridges: Vec<BridgeReport>,
+    /// Buffer memory held by queues, in bytes, pages at their true size.
+    pub held_len: usize,
+    /// Credit promised to senders, in bytes.
+    pub promised_len: usize,
+    /// What held and promised may be at most, in bytes.
+    pub budget_len: usize,
+}
+
+/// One session.
+#[derive(Debug, Clone)]
+pub struct SessionReport {
+    /// The peer's key.
+    pub peer: PublicKey,
+    /// Where it connects from.
+    pub address: SocketAddr,
+    /// Whether the handshake had the post-quantum part.
+    pub hybrid: bool,
+    /// Streams, of both sides.
+    pub streams: usize,
+}
+
+/// One bridge.
+#[derive(Debug, Clone)]
+pub struct BridgeReport {
+    /// Who dialled.
+    pub source: PublicKey,
+    /// Who was dialled.
+    pub destination: PublicKey,
+    /// From the source to the destination.
+    pub forth: DirectionReport,
+    /// From the destination to the source.
+    pub back: DirectionReport,
+}
+
+/// One direction of a bridge.
+#[derive(Debug, Clone, Copy)]
+pub struct DirectionReport {
+    /// Bytes received from the sender so far.
+    pub bytes: u64,
+    /// Bytes that wait for the receiver.
+    pub queued: usize,
+    /// Credit the sender has in all, in bytes.
+    pub window: usize,
+    /// How long bytes have waited for credit of the receiver, in nanoseconds.
+    pub blocked_ns: Nanos,
+    /// Who holds it up.
+    pub limited_by: Limit,
+}
+
+/// What limits a direction of a bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Nothing here: the sender sends no more than passes.
+    Sender,
+    /// The receiver's window: bytes waited for its credit at least half of the time.
+    ReceiverWindow,
+}
+
+impl<D: Driver> Worker<D> {
+    pub(crate) fn handle_order(&mut self, order: Order) {
+        match order {
+            Order::Report(answer) => {
+                let report = self.report();
+                let _ = answer.try_send(report);
+            }
+            Order::Close(peer, answer) => {
+                let session = self.directory.get(&peer).copied();
+                if let Some(key) = session {
+                    self.close_session(key, CloseReason::Ordered);
+                }
+                let _ = answer.try_send(session.is_some());
+            }
+        }
+    }
+
+    /// The worker at this moment.
+    pub fn report(&mut self) -> Report {
+        let sessions = self.sessions.iter().filter_map(|(_, session)| match &session.phase {
+            Phase::Handshake(_) => None,
+            Phase::Open(open) => Some(SessionReport {
+                peer: open.peer,
+                address: session.peer_address,
+                hybrid: open.hybrid,
+                streams: open.mux.stream_count(),
+            }),
+        });
+        let sessions = sessions.collect();
+        let bridges = self
+            .halves
+            .iter()
+            .filter(|(_, half)| half.state == State::Bridged && !half.is_forward)
+            .filter_map(|(key, half)| {
+                let peer = |key: Key| Some(self.sessions.find(key)?.open()?.peer);
+                Some(BridgeReport {
+                    source: peer(half.session)?,
+                    destination: peer(self.halves.find(half.partner)?.session)?,
+                    forth: self.direction(key, half.partner)?,
+                    back: self.direction(half.partner, key)?,
+                })
+            })
+            .collect();
+        let held_len = self.driver.pool().held_len();
+        Report {
+            sessions,
+            half_open: self.half_open,
+            bridges,
+            held_len,
+            promised_len: self.budget.promised(),
+            budget_len: self.budget.limit(),
+        }
+    }
+
+    fn direction(&self, from: Key, to: Key) -> Option<DirectionReport> {
+        let (sender, receiver) = (self.halves.find(from)?, self.halves.find(to)?);
+        let now = self.driver.now();
+        let blocked_ns =
+            receiver.blocked_ns + receiver.blocked_since.map_or(0, |since| now.saturating_sub(since));
+        let lifetime = now.saturating_sub(receiver.bridged_since).max(1);
+        let limited_by = if blocked_ns * 2 >= lifetime { Limit::ReceiverWindow } else { Limit::Sender };
+        Some(DirectionReport {
+            bytes: sender.bridged,
+            queued: receiver.queue.len(),
+            window: sender.promised,
+            blocked_ns,
+            limited_by,
+        })
+    }
+}
