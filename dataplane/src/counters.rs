@@ -118,6 +118,8 @@ counters! {
     Receives => "receives_total",
     /// Receives that found no free page.
     ReceivesStarved => "receives_starved_total",
+    /// A frozen worker went on in this one.
+    Thaws => "thaws_total",
     /// Turns of the worker.
     Turns => "turns_total",
     /// Turns that took as many completions as they may.

@@ -37,6 +37,10 @@ pub trait Driver {
     /// Sends all of a gather; its completion hands the gather back. At most one per socket.
     fn send(&mut self, socket: SocketKey, gather: Box<Gather>);
 
+    /// Takes back what is pending on a connection without ending it: the receive completes as cancelled (or with bytes), the
+    /// send with what the kernel took of it, or as failed with `ECANCELED` when it took nothing.
+    fn recall(&mut self, socket: SocketKey);
+
     /// Ends a connection: pending operations are cancelled and complete, then the descriptor is closed and
     /// [`Completion::Closed`] comes as the last of this socket.
     fn close(&mut self, socket: SocketKey);

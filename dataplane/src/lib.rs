@@ -21,6 +21,7 @@ pub mod aead;
 pub mod counters;
 pub mod driver;
 pub mod entropy;
+pub mod freeze;
 pub mod limits;
 pub mod mail;
 pub mod queue;

@@ -1,7 +1,7 @@
 //! A table whose keys are index *and* generation, so that a reused slot is noticed.
 
 /// Names an entry of a [`Slab`]: index and generation. Plain data; eight bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Key {
     /// Place in the table.
     pub index: u32,
@@ -82,6 +82,29 @@ impl<T> Slab<T> {
     /// Whether the table holds nothing.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// A table in which each key finds its value.
+    pub fn from_entries(values: impl IntoIterator<Item = (Key, T)>) -> Self {
+        let mut slab = Self::default();
+        for (key, value) in values {
+            let places = key.index as usize + 1;
+            if slab.entries.len() < places {
+                slab.entries.resize_with(places, || Entry { generation: 0, value: None });
+            }
+            slab.entries[key.index as usize] = Entry { generation: key.generation, value: Some(value) };
+        }
+        let empty = slab.entries.iter().enumerate().filter(|(_, entry)| entry.value.is_none());
+        slab.free = empty.map(|(index, _)| index as u32).collect();
+        slab
+    }
+
+    /// Takes the table apart, in order of place.
+    pub fn into_entries(self) -> impl Iterator<Item = (Key, T)> {
+        self.entries.into_iter().enumerate().filter_map(|(index, entry)| {
+            let key = Key { index: index as u32, generation: entry.generation };
+            entry.value.map(|value| (key, value))
+        })
     }
 
     /// Keys and values, in order of place.

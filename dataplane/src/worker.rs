@@ -93,8 +93,8 @@ pub struct Worker<D> {
     pub(crate) marked: Vec<Key>,
     /// Halves whose queue took spans in place in this turn.
     pub(crate) touched: Vec<Key>,
-    /// Connections whose receive found no page.
-    pub(crate) starved: Vec<SocketKey>,
+    /// Sessions whose receive found no page.
+    pub(crate) starved: Vec<Key>,
     #[allow(
         clippy::vec_box,
         reason = "they travel to the driver and back as boxes; unboxing would copy them"
@@ -102,6 +102,8 @@ pub struct Worker<D> {
     pub(crate) spare_gathers: Vec<Box<Gather>>,
     pub(crate) scratch: Vec<u8>,
     pub(crate) stopping: bool,
+    /// What is pending at the driver is being taken back, and nothing new is asked of it.
+    pub(crate) freezing: bool,
     /// Session of each connection, by the connection's index.
     by_socket: Vec<Option<(SocketKey, Key)>>,
     due: Vec<Timer>,
@@ -158,6 +160,7 @@ impl<D: Driver> Worker<D> {
             spare_gathers: Vec::new(),
             scratch: Vec::new(),
             stopping: false,
+            freezing: false,
             by_socket: Vec::new(),
             due: Vec::new(),
             stop,
@@ -199,7 +202,7 @@ impl<D: Driver> Worker<D> {
         Ok(())
     }
 
-    fn handle(&mut self, batch: &mut Batch) {
+    pub(crate) fn handle(&mut self, batch: &mut Batch) {
         for completion in batch.completions.drain(..) {
             match completion {
                 Completion::Accepted { socket, peer, .. } => self.begin_session(socket, peer),
@@ -251,10 +254,8 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let mut starved = std::mem::take(&mut self.starved);
-        for socket in starved.drain(..) {
-            if self.session_of(socket).is_some() {
-                self.driver.receive(socket);
-            }
+        for key in starved.drain(..) {
+            self.arm_receive(key);
         }
         self.starved = starved;
     }

@@ -191,7 +191,7 @@ const WORDS: usize = (WINDOW / 64) as usize;
 
 /// Each number once, at most 1023 below the greatest. The rule of session objects (dmsg-wire 2.7), whose streams share
 /// one counter and are served in any order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct WindowReplay {
     greatest: u64,
     /// One bit for each number in `greatest - 1023 ..= greatest`, at the number modulo 1024.

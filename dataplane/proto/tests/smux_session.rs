@@ -194,6 +194,15 @@ fn a_stream_ends_when_both_sides_finished() {
 }
 
 #[test]
+fn no_update_is_due_behind_the_peers_fin() {
+    let mut session = accepted();
+    feed(&mut session, Header::push(V2, 3, 60_000));
+    feed(&mut session, Header::fin(V2, 3));
+    session.consumed(3, 60_000);
+    assert_eq!(drain(&mut session), []);
+}
+
+#[test]
 fn forgetting_a_stream_gives_its_buffer_back() {
     let mut session: Session<u32> = Session::new(Config { receive_buffer_max: 50, ..Config::server(V2) }, 0);
     feed(&mut session, Header::syn(V2, 3));
@@ -205,6 +214,20 @@ fn forgetting_a_stream_gives_its_buffer_back() {
     assert!(session.may_receive());
     assert_eq!(drain(&mut session), [], "its update went with it");
     assert_eq!(feed(&mut session, Header::push(V2, 3, 5)).payload, Payload::Discard(5));
+}
+
+#[test]
+fn updates_of_other_streams_outlive_a_forgotten_one() {
+    let mut session = accepted();
+    feed(&mut session, Header::syn(V2, 5));
+    session.accept(5, 0);
+    for id in [3, 5] {
+        feed(&mut session, Header::push(V2, id, 9));
+        session.consumed(id, 9);
+    }
+    session.forget(3);
+    let told = Control::Update { stream: 5, update: Update { consumed: 9, window: 65_536 } };
+    assert_eq!(drain(&mut session), [told]);
 }
 
 #[test]

@@ -167,6 +167,20 @@ fn a_closed_stream_drops_what_arrives_and_is_forgotten_with_the_peers_fin() {
 }
 
 #[test]
+fn closing_a_stream_gives_credit_for_what_was_not_read() {
+    let (mut client, mut server) = pair();
+    let id = client.open(0).expect("open");
+    client.write(id, &pattern(INITIAL_WINDOW as usize)).expect("room");
+    settle(&mut client, &mut server, 4096);
+    server.accept().expect("opened");
+    settle(&mut client, &mut server, 4096);
+    server.close(0, id);
+    assert_eq!(server.read(id, &mut [0; 9]), Err(StreamError::Blocked), "dropped");
+    settle(&mut client, &mut server, 4096);
+    assert_eq!(client.session().stream(id).map(|stream| stream.send_credit()), Some(INITIAL_WINDOW));
+}
+
+#[test]
 fn a_reset_tells_the_other_side_and_drops_everything() {
     let (mut client, mut server) = pair();
     let id = client.open(0).expect("open");

@@ -248,6 +248,36 @@ fn credit_granted_before_the_handshake_travels_with_it() {
 }
 
 #[test]
+fn credit_due_before_the_ack_travels_with_it() {
+    for accepted_first in [true, false] {
+        let mut session = server();
+        feed(&mut session, Header::data(1, INITIAL_WINDOW).with_flags(Flags::SYN));
+        if accepted_first {
+            session.accept(1, 0);
+        }
+        session.consumed(1, UPDATE_THRESHOLD);
+        if !accepted_first {
+            assert_eq!(drain(&mut session), []);
+            session.accept(1, 0);
+        }
+        let expected = Header::window_update(1, UPDATE_THRESHOLD).with_flags(Flags::ACK);
+        assert_eq!(drain(&mut session), [expected]);
+    }
+}
+
+#[test]
+fn credit_due_with_an_unsent_ack_travels_with_the_fin() {
+    let mut session = server();
+    feed(&mut session, syn(1));
+    session.accept(1, 0);
+    session.grant_extra(1, 50);
+    let expected = Header::window_update(1, 50).with_flags(Flags::ACK | Flags::FIN);
+    assert_eq!(session.finish(0, 1), Some(expected));
+    assert_eq!(session.stream(1).map(Stream::receive_credit), Some(INITIAL_WINDOW + 50));
+    assert_eq!(drain(&mut session), []);
+}
+
+#[test]
 fn frames_of_unknown_streams_are_ignored_and_drained() {
     let mut session = server();
     assert_eq!(feed(&mut session, Header::data(99, 12)).payload, Payload::Discard(12));
@@ -462,6 +492,21 @@ fn bytes_excuse_a_late_answer() {
     session.handle_header(47 * SECOND, &Header::pong(0)).expect("late");
     assert_eq!(session.poll_event(), Some(Event::PingAnswered { value: 0, rtt_ns: 17 * SECOND }));
     assert_eq!(session.next_timeout(), Some(60 * SECOND));
+}
+
+#[test]
+fn a_ping_that_waits_serves_the_next_interval_too() {
+    let mut session = client();
+    session.handle_timeout(30 * SECOND);
+    assert_eq!(drain(&mut session), [Header::ping(0)]);
+    for second in 31..70 {
+        session.handle_bytes_received(second * SECOND);
+        assert_eq!(session.handle_timeout(second * SECOND), None);
+    }
+    assert_eq!(drain(&mut session), []);
+    session.handle_header(70 * SECOND, &Header::pong(0)).expect("late");
+    assert_eq!(session.handle_timeout(90 * SECOND), None);
+    assert_eq!(drain(&mut session), [Header::ping(1)]);
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub(crate) struct Half {
 }
 
 /// How far a half is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum State {
     /// A client opened it; its request is not complete.
     Request,

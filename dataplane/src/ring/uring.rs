@@ -361,6 +361,15 @@ impl Driver for UringDriver {
         self.push(&entry);
     }
 
+    fn recall(&mut self, socket: SocketKey) {
+        let Some(slot) = self.slot(socket).filter(|slot| slot.receiving || slot.sending.is_some()) else {
+            return;
+        };
+        let Some(descriptor) = slot.descriptor.as_ref().map(AsRawFd::as_raw_fd) else { return };
+        let entry = op::cancel(descriptor, Token::new(Kind::Cancel, socket.index, socket.generation));
+        self.push(&entry);
+    }
+
     fn close(&mut self, socket: SocketKey) {
         let Some(slot) = self.slot(socket).filter(|slot| !slot.closing) else { return };
         slot.closing = true;

@@ -65,7 +65,7 @@ impl<D: Driver> Worker<D> {
                     session.outbox.extend_from_slice(&bytes);
                     self.mark(key);
                 }
-                Ok(Step::Finished(outcome)) => self.open_session(key, &outcome),
+                Ok(Step::Finished(outcome)) => self.open_session(key, *outcome),
                 Err(fault) => {
                     self.fail_handshake(key, fault.into());
                     return bytes.len();
@@ -82,7 +82,7 @@ impl<D: Driver> Worker<D> {
     }
 
     /// The peer proved its key: the session is filed, and a former one of the same key goes (dmsg-wire 11.1).
-    fn open_session(&mut self, key: Key, outcome: &Outcome) {
+    fn open_session(&mut self, key: Key, outcome: Outcome) {
         let now = self.driver.now();
         let peer: PublicKey = outcome.remote;
         let open = Open {
@@ -93,6 +93,8 @@ impl<D: Driver> Worker<D> {
             target: Target::NONE,
             sealer: Sealer::new(&outcome.send),
             opener: Opener::new(&outcome.receive),
+            send_key: outcome.send,
+            receive_key: outcome.receive,
             urgent: Default::default(),
             bulk: Default::default(),
         };

@@ -18,23 +18,37 @@ impl<D: Driver> Worker<D> {
             return;
         };
         self.counters.count(Counter::Receives);
+        if let Some(session) = self.sessions.find_mut(key) {
+            session.receiving = false;
+        }
         for &span in spans {
             self.counters.add(Counter::BytesReceived, span.len() as u64);
             self.receive_span(key, span);
         }
-        if self.sessions.find(key).is_some() {
-            self.driver.receive(socket);
+        self.arm_receive(key);
+    }
+
+    /// Asks for the next bytes of a session.
+    pub(crate) fn arm_receive(&mut self, key: Key) {
+        let Some(session) = self.sessions.find_mut(key).filter(|session| !session.receiving) else { return };
+        if !self.freezing {
+            session.receiving = true;
+            self.driver.receive(session.socket);
         }
     }
 
     /// A receive ended without bytes.
     pub(crate) fn receive_ended(&mut self, socket: SocketKey, reason: ReceiveEnd) {
         let Some(key) = self.session_of(socket) else { return };
+        if let Some(session) = self.sessions.find_mut(key) {
+            session.receiving = false;
+        }
         match reason {
             ReceiveEnd::NoBuffers => {
                 self.counters.count(Counter::ReceivesStarved);
-                self.starved.push(socket);
+                self.starved.push(key);
             }
+            ReceiveEnd::Cancelled if self.freezing => {}
             ReceiveEnd::EndOfStream | ReceiveEnd::Cancelled => {
                 self.close_session(key, CloseReason::PeerClosed);
             }

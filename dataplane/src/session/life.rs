@@ -48,19 +48,8 @@ impl<D: Driver> Worker<D> {
         }
         let now = self.driver.now();
         let half_open = HalfOpen { reader: FrameReader::new(HALF_OPEN_FRAME_MAX), handshake: None };
-        let key = self.sessions.insert(Session {
-            socket,
-            peer_address,
-            phase: Phase::Handshake(Box::new(half_open)),
-            sending: false,
-            sending_since: 0,
-            gather_len_max: limits::GATHER_LEN_MAX,
-            marked: false,
-            outbox: Vec::new(),
-            closing: None,
-            accepted_at: now,
-            timer_at: Nanos::MAX,
-        });
+        let phase = Phase::Handshake(Box::new(half_open));
+        let key = self.sessions.insert(Session::new(socket, peer_address, phase, now));
         self.file_socket(socket, key);
         self.half_open += 1;
         // The oldest leave within the handshake limit, so the list is bounded by the connections of five seconds.
@@ -72,7 +61,7 @@ impl<D: Driver> Worker<D> {
             self.close_oldest_half_open();
         }
         self.arm_session_timer(key);
-        self.driver.receive(socket);
+        self.arm_receive(key);
     }
 
     fn close_oldest_half_open(&mut self) {

@@ -14,12 +14,13 @@ use std::net::SocketAddr;
 
 use ringwire_proto::frame::FrameReader;
 use ringwire_proto::identity::PublicKey;
-use ringwire_proto::noise::Handshake;
+use ringwire_proto::noise::{Handshake, TransportKey};
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 use ringwire_proto::yamux::{self, Cutter};
 
 use crate::aead::AwsLcAead;
 use crate::driver::{Nanos, SocketKey};
+use crate::limits;
 use crate::slab::Key;
 
 pub use life::CloseReason;
@@ -31,6 +32,8 @@ pub(crate) struct Session {
     pub(crate) socket: SocketKey,
     pub(crate) peer_address: SocketAddr,
     pub(crate) phase: Phase,
+    /// A receive is with the driver.
+    pub(crate) receiving: bool,
     /// A gathered send is with the driver.
     pub(crate) sending: bool,
     /// Since when.
@@ -81,6 +84,9 @@ pub(crate) struct Open {
     /// One counter for all objects we send on this session, in the order of sealing (dmsg-wire 7).
     pub(crate) sealer: Sealer<AwsLcAead>,
     pub(crate) opener: Opener<AwsLcAead, WindowReplay>,
+    /// The two keys, for a successor of this worker.
+    pub(crate) send_key: TransportKey,
+    pub(crate) receive_key: TransportKey,
     /// Halves with something small to send: requests, responses, keystrokes.
     pub(crate) urgent: VecDeque<Key>,
     /// Halves with bulk to send.
@@ -94,7 +100,7 @@ impl std::fmt::Debug for Open {
 }
 
 /// Where the payload of the current frame goes, and what its header said that holds only behind the payload.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Target {
     pub(crate) half: Option<Key>,
     pub(crate) finished: bool,
@@ -106,6 +112,23 @@ impl Target {
 }
 
 impl Session {
+    pub(crate) fn new(socket: SocketKey, peer_address: SocketAddr, phase: Phase, accepted_at: Nanos) -> Self {
+        Self {
+            socket,
+            peer_address,
+            phase,
+            receiving: false,
+            sending: false,
+            sending_since: 0,
+            gather_len_max: limits::GATHER_LEN_MAX,
+            marked: false,
+            outbox: Vec::new(),
+            closing: None,
+            accepted_at,
+            timer_at: Nanos::MAX,
+        }
+    }
+
     pub(crate) fn open_mut(&mut self) -> Option<&mut Open> {
         match &mut self.phase {
             Phase::Open(open) => Some(open),

@@ -9,7 +9,7 @@ use ringwire_proto::yamux::Header;
 use super::{CloseReason, Session};
 use crate::bridge::Listed;
 use crate::counters::Counter;
-use crate::driver::{Driver, Gather, SocketKey};
+use crate::driver::{Driver, Gather, Part, SocketKey};
 use crate::limits;
 use crate::slab::Key;
 use crate::worker::Worker;
@@ -45,7 +45,7 @@ impl<D: Driver> Worker<D> {
 
     fn send_gathered(&mut self, key: Key) {
         let Some(session) = self.sessions.find_mut(key) else { return };
-        if session.sending {
+        if session.sending || self.freezing {
             return;
         }
         let len_max = session.gather_len_max;
@@ -154,6 +154,11 @@ impl<D: Driver> Worker<D> {
     /// A send completed, whole or in part.
     pub(crate) fn sent(&mut self, socket: SocketKey, mut gather: Box<Gather>, outcome: Result<usize, i32>) {
         let key = self.session_of(socket);
+        if self.freezing
+            && let Some(key) = key
+        {
+            return self.sent_while_freezing(key, gather, outcome);
+        }
         match (key, outcome) {
             (Some(key), Ok(taken)) if taken > 0 => {
                 self.counters.add(Counter::BytesSent, taken as u64);
@@ -185,6 +190,36 @@ impl<D: Driver> Worker<D> {
                 self.recycle(gather);
             }
         }
+    }
+
+    /// A recalled send: what the kernel did not take goes first in the outbox.
+    fn sent_while_freezing(&mut self, key: Key, mut gather: Box<Gather>, outcome: Result<usize, i32>) {
+        match outcome {
+            Ok(taken) => {
+                gather.advance(taken);
+            }
+            Err(libc::ECANCELED) => {}
+            Err(errno) => {
+                self.recycle(gather);
+                return self.close_session(key, CloseReason::ConnectionFailed(errno));
+            }
+        }
+        let mut rest = Vec::with_capacity(gather.len() - gather.sent());
+        for (part, skip) in gather.remaining() {
+            match part {
+                Part::Header { from, len } => rest.extend_from_slice(&gather.header_bytes(from, len)[skip..]),
+                Part::Payload(span) => rest.extend_from_slice(&self.driver.pool().bytes(span)[skip..]),
+            }
+        }
+        if let Some(session) = self.sessions.find_mut(key) {
+            session.sending = false;
+            rest.extend_from_slice(&session.outbox);
+            session.outbox = rest;
+        }
+        for share in gather.shares() {
+            self.return_credit(share.half, share.len);
+        }
+        self.recycle(gather);
     }
 
     fn recycle(&mut self, mut gather: Box<Gather>) {

@@ -4,7 +4,7 @@
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Which end of the connection this is: it decides the parity of the ids we open (dmsg-wire 5.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Role {
     /// Connected to the other side; opens odd ids from 1.
     Client,
@@ -13,7 +13,7 @@ pub enum Role {
 }
 
 /// Bounds and timers of one session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Config {
     /// Parity of own ids.
     pub role: Role,

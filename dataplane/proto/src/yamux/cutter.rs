@@ -8,7 +8,7 @@ use core::ops::Range;
 use super::{HEADER_LEN, Header, HeaderError};
 
 /// Where a received byte stream stands between two buffers. 20 bytes, plain data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cutter {
     /// The first bytes of a header whose rest has not arrived.
     partial: [u8; HEADER_LEN],

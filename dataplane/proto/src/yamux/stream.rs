@@ -5,7 +5,7 @@ use super::INITIAL_WINDOW;
 use super::session::{Links, Output, Timer};
 
 /// One stream of a session with its owner's tag.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Stream<T> {
     /// The owner's tag; none on a stream of the peer that was not accepted yet.
     pub tag: Option<T>,
@@ -55,6 +55,11 @@ impl<T> Stream<T> {
     pub(super) const fn add_credit(&mut self, len: u32) {
         let room = (u32::MAX - self.receive_credit).saturating_sub(self.pending_credit);
         self.pending_credit += if len < room { len } else { room };
+    }
+
+    /// Whether credit needs a window update of its own: not while one is queued, nor before the ACK, which will carry it.
+    pub(super) fn may_announce(&self) -> bool {
+        self.output == Output::None && (self.local || self.established)
     }
 
     /// Credit for the header that is about to be sent: from now on the peer may use it.

@@ -9,7 +9,7 @@ use crate::yamux::{Flags, Header};
 const EVENTS_MAX: usize = 16;
 
 /// News of the session as a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Event {
     /// The peer answered a ping.
     PingAnswered {

@@ -12,7 +12,7 @@ use crate::yamux::Stream;
 pub(super) type Streams<T> = HashMap<u32, Stream<T>>;
 
 /// Neighbours of a stream in one list; 0, never a stream's id, is the end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(in crate::yamux) struct Links {
     previous: u32,
     next: u32,
@@ -23,7 +23,7 @@ impl Links {
 }
 
 /// Which list of timers a stream is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(in crate::yamux) enum Timer {
     None,
     /// Opened by us, waits for the peer's ACK.
@@ -33,7 +33,7 @@ pub(in crate::yamux) enum Timer {
 }
 
 /// Which list of outputs a stream is in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(in crate::yamux) enum Output {
     None,
     /// Its SYN or ACK has to be sent.
@@ -50,7 +50,7 @@ pub(super) enum Chain {
 }
 
 /// First and last id of a list, 0 when it is empty.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(super) struct List {
     head: u32,
     tail: u32,

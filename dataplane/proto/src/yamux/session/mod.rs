@@ -39,7 +39,7 @@ const IDS_END: u32 = u32::MAX - 1;
 const SHRINK_ABOVE: usize = 64;
 
 /// One yamux session. `T` is the owner's tag on each stream: the lookup of a frame answers with it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Session<T: Copy> {
     config: Config,
     streams: Streams<T>,
@@ -73,7 +73,7 @@ pub struct Session<T: Copy> {
 }
 
 /// An own ping without answer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, serde::Serialize, serde::Deserialize)]
 struct Ping {
     value: u32,
     asked_at: u64,

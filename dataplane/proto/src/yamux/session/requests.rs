@@ -114,7 +114,7 @@ impl<T: Copy> Session<T> {
             return;
         }
         stream.add_credit(len);
-        if stream.pending_credit >= UPDATE_THRESHOLD && stream.output == Output::None {
+        if stream.pending_credit >= UPDATE_THRESHOLD && stream.may_announce() {
             self.set_output(id, Output::Update);
         }
     }
@@ -123,9 +123,7 @@ impl<T: Copy> Session<T> {
     pub fn grant_extra(&mut self, id: u32, len: u32) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.received_fin) else { return };
         stream.add_credit(len);
-        // Before accept, the ACK will carry it.
-        if stream.pending_credit > 0 && stream.output == Output::None && (stream.local || stream.established)
-        {
+        if stream.pending_credit > 0 && stream.may_announce() {
             self.set_output(id, Output::Update);
         }
     }

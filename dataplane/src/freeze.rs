@@ -1,0 +1,366 @@
+//! A worker's state as bytes: exported between two turns, imported into a new worker.
+//!
+//! [`Worker::freeze`] recalls what is pending at the driver, takes turns until nothing is, and writes sessions, streams and
+//! queued bytes into one blob. Half-received frames are in the cutter, what was left of a send goes first in the outbox, so not
+//! a byte is lost or doubled. Connections stay with the driver; their keys are in the blob. Strangers in the middle of their
+//! handshake are let go: they try again.
+//!
+//! The blob holds session keys: it is erased when dropped and must stay between the two workers.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use ringwire_proto::entropy::Entropy;
+use ringwire_proto::identity::PublicKey;
+use ringwire_proto::noise::TransportKey;
+use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
+use ringwire_proto::yamux::{self, Cutter};
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use crate::bridge::{Expected, Half, Listed, State};
+use crate::counters::{Counter, CounterBlock};
+use crate::driver::{Batch, Driver, DriverError, Nanos, Wait};
+use crate::session::{CloseReason, Open, Phase, Session, Target};
+use crate::slab::{Key, Slab};
+use crate::worker::{Identity, Settings, Timer, Worker};
+
+/// Changes whenever the layout below does: a blob of another version is refused.
+const VERSION: u32 = 1;
+
+/// A frozen worker. Erased when dropped.
+pub struct Frozen(Zeroizing<Vec<u8>>);
+
+impl std::fmt::Debug for Frozen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Frozen({} bytes)", self.0.len())
+    }
+}
+
+impl Frozen {
+    /// The bytes, to hand over.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Bytes that were handed over.
+    pub fn from_bytes(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+}
+
+/// Why a worker could not be frozen or thawed.
+#[derive(Debug, thiserror::Error)]
+pub enum FreezeError {
+    /// The driver failed while what was pending was recalled.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The bytes are not a frozen worker.
+    #[error("not a frozen worker: {0}. Start afresh: clients reconnect by themselves")]
+    Malformed(#[from] postcard::Error),
+    /// The bytes were written by another build.
+    #[error(
+        "frozen by a build with layout {found}, this one has {VERSION}. Start afresh: clients reconnect by themselves"
+    )]
+    Version {
+        /// The layout in the bytes.
+        found: u32,
+    },
+    /// The buffer memory of this worker cannot take the queues.
+    #[error(
+        "the buffer memory is too small for {needed} queued bytes. Thaw with at least the memory of the frozen worker"
+    )]
+    Memory {
+        /// Queued bytes in all.
+        needed: usize,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrozenWorker {
+    version: u32,
+    sessions: Vec<(Key, FrozenSession)>,
+    halves: Vec<(Key, FrozenHalf)>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrozenSession {
+    socket: Key,
+    peer_address: std::net::SocketAddr,
+    outbox: Vec<u8>,
+    closing: bool,
+    accepted_at: Nanos,
+    gather_len_max: usize,
+    peer: Vec<u8>,
+    hybrid: bool,
+    mux: yamux::Session<Key>,
+    cutter: Cutter,
+    target: Target,
+    send_key: [u8; 32],
+    receive_key: [u8; 32],
+    sent_objects: u64,
+    replay: WindowReplay,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrozenHalf {
+    session: Key,
+    stream: u32,
+    partner: Key,
+    state: State,
+    queue: Vec<u8>,
+    early: Vec<u8>,
+    finish: bool,
+    finished: bool,
+    is_forward: bool,
+    expected: Option<([u8; 32], Vec<u8>)>,
+    active_at: Nanos,
+    source: Key,
+    promised: usize,
+    window_len: usize,
+    window_since: Nanos,
+    bridged: u64,
+    bridged_since: Nanos,
+    blocked_since: Option<Nanos>,
+    blocked_ns: u64,
+    deadline: Nanos,
+}
+
+/// Turns a recall may take; each waits up to `RECALL_WAIT_NS`.
+const RECALL_TURNS_MAX: usize = 500;
+const RECALL_WAIT_NS: u64 = 10_000_000;
+
+impl<D: Driver> Worker<D> {
+    /// Ends this worker: its driver, with the connections and nothing pending, and its state.
+    ///
+    /// # Errors
+    /// The driver's; then the connections are lost with it.
+    pub fn freeze(mut self) -> Result<(D, Frozen), FreezeError> {
+        self.recall()?;
+        let half_open: Vec<Key> = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.open().is_none())
+            .map(|(key, _)| key)
+            .collect();
+        for key in half_open {
+            self.close_session(key, CloseReason::Stopping);
+        }
+        let sessions = std::mem::take(&mut self.sessions);
+        let halves = std::mem::take(&mut self.halves);
+        let frozen = FrozenWorker {
+            version: VERSION,
+            sessions: sessions
+                .into_entries()
+                .filter_map(|(key, session)| Some((key, freeze_session(session)?)))
+                .collect(),
+            halves: halves.into_entries().map(|(key, half)| (key, self.freeze_half(half))).collect(),
+        };
+        let bytes = Zeroizing::new(postcard::to_allocvec(&frozen)?);
+        debug_assert!(self.nodes.is_empty(), "every queue was written out");
+        Ok((self.driver, Frozen(bytes)))
+    }
+
+    /// Goes on where a frozen worker stopped. `driver` has its connections, by the same keys; the other arguments are as for
+    /// [`Worker::new`].
+    ///
+    /// # Errors
+    /// The bytes are not usable here; the connections are untouched, for a fresh worker cannot use them: drop the driver.
+    #[allow(clippy::too_many_arguments, reason = "those of `new` and the bytes")]
+    pub fn thaw(
+        frozen: &Frozen,
+        driver: D,
+        listeners: usize,
+        identity: Arc<Identity>,
+        settings: Settings,
+        entropy: Box<dyn Entropy + Send>,
+        counters: Arc<CounterBlock>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, FreezeError> {
+        let (version, _) = postcard::take_from_bytes::<u32>(&frozen.0)?;
+        if version != VERSION {
+            return Err(FreezeError::Version { found: version });
+        }
+        let frozen: FrozenWorker = postcard::from_bytes(&frozen.0)?;
+        let mut worker = Self::new(driver, listeners, identity, settings, entropy, counters, stop);
+        let needed = frozen.halves.iter().map(|(_, half)| half.queue.len() + half.early.len()).sum();
+        let mut halves = Vec::with_capacity(frozen.halves.len());
+        for (key, half) in frozen.halves {
+            halves.push((key, worker.thaw_half(half).ok_or(FreezeError::Memory { needed })?));
+        }
+        worker.halves = Slab::from_entries(halves);
+        let sessions: Vec<(Key, Session)> = frozen
+            .sessions
+            .into_iter()
+            .map(|(key, session)| thaw_session(session).map(|session| (key, session)))
+            .collect::<Result<_, _>>()?;
+        worker.sessions = Slab::from_entries(sessions);
+        worker.resume();
+        Ok(worker)
+    }
+
+    /// Takes back what is pending at the driver.
+    fn recall(&mut self) -> Result<(), DriverError> {
+        self.freezing = true;
+        let sockets: Vec<Key> = self.sessions.iter().map(|(_, session)| session.socket).collect();
+        for socket in sockets {
+            self.driver.recall(socket);
+        }
+        let mut batch = Batch::default();
+        for _ in 0..RECALL_TURNS_MAX {
+            if !self.sessions.iter().any(|(_, session)| session.sending || session.receiving) {
+                break;
+            }
+            let until = Some(self.driver.now() + RECALL_WAIT_NS);
+            self.driver.turn(Wait { until, company_us: 0, poll: false }, &mut batch)?;
+            self.handle(&mut batch);
+        }
+        Ok(())
+    }
+
+    fn freeze_half(&mut self, mut half: Half) -> FrozenHalf {
+        let queue = self.write_out(&mut half.queue);
+        let early = self.write_out(&mut half.early);
+        FrozenHalf {
+            session: half.session,
+            stream: half.stream,
+            partner: half.partner,
+            state: half.state,
+            queue,
+            early,
+            finish: half.finish,
+            finished: half.finished,
+            is_forward: half.is_forward,
+            expected: half
+                .expected
+                .map(|expected| (expected.request_hash, expected.destination.as_bytes().to_vec())),
+            active_at: half.active_at,
+            source: half.source,
+            promised: half.promised,
+            window_len: half.window_len,
+            window_since: half.window_since,
+            bridged: half.bridged,
+            bridged_since: half.bridged_since,
+            blocked_since: half.blocked_since,
+            blocked_ns: half.blocked_ns,
+            deadline: half.deadline,
+        }
+    }
+
+    fn write_out(&mut self, queue: &mut crate::queue::Queue) -> Vec<u8> {
+        let mut out = Vec::with_capacity(queue.len());
+        while let Some(span) = queue.pop(&mut self.nodes, self.driver.pool(), usize::MAX) {
+            out.extend_from_slice(self.driver.pool().bytes(span));
+            self.driver.pool().release(span);
+        }
+        out
+    }
+
+    fn thaw_half(&mut self, frozen: FrozenHalf) -> Option<Half> {
+        let mut half = Half::new(frozen.session, frozen.stream, frozen.state, frozen.is_forward);
+        for (queue, bytes) in [(&mut half.queue, &frozen.queue), (&mut half.early, &frozen.early)] {
+            if queue.push_copy(&mut self.nodes, self.driver.pool(), bytes) < bytes.len() {
+                return None;
+            }
+        }
+        half.partner = frozen.partner;
+        half.finish = frozen.finish;
+        half.finished = frozen.finished;
+        half.expected = match frozen.expected {
+            None => None,
+            Some((request_hash, destination)) => Some(Box::new(Expected {
+                request_hash,
+                destination: PublicKey::from_bytes(&destination).ok()?,
+            })),
+        };
+        half.active_at = frozen.active_at;
+        half.source = frozen.source;
+        half.promised = frozen.promised;
+        half.window_len = frozen.window_len;
+        half.window_since = frozen.window_since;
+        half.bridged = frozen.bridged;
+        half.bridged_since = frozen.bridged_since;
+        half.blocked_since = frozen.blocked_since;
+        half.blocked_ns = frozen.blocked_ns;
+        half.deadline = frozen.deadline;
+        self.budget.promise(half.promised);
+        Some(half)
+    }
+
+    /// Files what was thawed and sets it going: directory, timers, receives, sends.
+    fn resume(&mut self) {
+        let halves: Vec<(Key, Nanos)> = self.halves.iter().map(|(key, half)| (key, half.deadline)).collect();
+        for (key, deadline) in halves {
+            if deadline != Nanos::MAX {
+                let at = self.wheel.schedule(deadline, Timer::Half(key));
+                if let Some(half) = self.halves.find_mut(key) {
+                    half.timer_at = at;
+                }
+            }
+            self.list_half(key);
+        }
+        let sessions: Vec<Key> = self.sessions.keys().collect();
+        for key in sessions {
+            let Some(session) = self.sessions.find(key) else { continue };
+            let socket = session.socket;
+            let peer = session.open().map(|open| open.peer);
+            self.file_socket(socket, key);
+            if let Some(peer) = peer {
+                self.directory.insert(peer, key);
+            }
+            self.arm_session_timer(key);
+            self.mark(key);
+            self.arm_receive(key);
+        }
+        self.counters.count(Counter::Thaws);
+        self.forward();
+    }
+}
+
+fn freeze_session(session: Session) -> Option<FrozenSession> {
+    let Phase::Open(open) = session.phase else { return None };
+    Some(FrozenSession {
+        socket: session.socket,
+        peer_address: session.peer_address,
+        outbox: session.outbox,
+        closing: session.closing.is_some(),
+        accepted_at: session.accepted_at,
+        gather_len_max: session.gather_len_max,
+        peer: open.peer.as_bytes().to_vec(),
+        hybrid: open.hybrid,
+        mux: open.mux,
+        cutter: open.cutter,
+        target: open.target,
+        send_key: *open.send_key.expose(),
+        receive_key: *open.receive_key.expose(),
+        sent_objects: open.sealer.counter(),
+        replay: open.opener.replay().clone(),
+    })
+}
+
+fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
+    let send_key = TransportKey::from_bytes(frozen.send_key);
+    let receive_key = TransportKey::from_bytes(frozen.receive_key);
+    let peer = PublicKey::from_bytes(&frozen.peer).map_err(|_| postcard::Error::DeserializeBadEncoding)?;
+    let open = Open {
+        peer,
+        hybrid: frozen.hybrid,
+        mux: frozen.mux,
+        cutter: frozen.cutter,
+        target: frozen.target,
+        sealer: Sealer::with_counter(&send_key, frozen.sent_objects),
+        opener: Opener::with_replay(&receive_key, frozen.replay),
+        send_key,
+        receive_key,
+        urgent: Default::default(),
+        bulk: Default::default(),
+    };
+    let mut session =
+        Session::new(frozen.socket, frozen.peer_address, Phase::Open(Box::new(open)), frozen.accepted_at);
+    session.outbox = frozen.outbox;
+    session.closing = frozen.closing.then_some(CloseReason::Violation);
+    session.gather_len_max = frozen.gather_len_max;
+    Ok(session)
+}
+
+const _: () = assert!(Listed::No as u8 == 0, "a thawed half is in no list until it is put into one");
