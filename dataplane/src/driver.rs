@@ -45,12 +45,6 @@ pub trait Driver {
     /// [`Completion::Closed`] comes as the last of this socket.
     fn close(&mut self, socket: SocketKey);
 
-    /// The connection's smoothed round-trip time in nanoseconds, where the driver knows it. Asked rarely: it may be a system
-    /// call.
-    fn round_trip_ns(&mut self, _socket: SocketKey) -> Option<Nanos> {
-        None
-    }
-
     /// Starts what was asked for, waits as `wait` says, and moves what has finished into `batch` (cleared first), at most
     /// [`limits::COMPLETIONS_PER_TURN_MAX`].
     fn turn(&mut self, wait: Wait, batch: &mut Batch) -> Result<(), DriverError>;
@@ -68,7 +62,7 @@ pub struct Wait {
 }
 
 /// What has finished since the last turn.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Batch {
     /// In the order in which it finished.
     pub completions: Vec<Completion>,
@@ -76,6 +70,16 @@ pub struct Batch {
     pub spans: Vec<Span>,
     /// More completions are waiting than the batch may hold.
     pub exhausted: bool,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            completions: Vec::with_capacity(limits::COMPLETIONS_PER_TURN_MAX),
+            spans: Vec::with_capacity(limits::RECEIVE_RING_PAGES),
+            exhausted: false,
+        }
+    }
 }
 
 /// Something that finished.

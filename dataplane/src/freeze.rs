@@ -352,6 +352,8 @@ fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
         opener: Opener::with_replay(&receive_key, frozen.replay),
         send_key,
         receive_key,
+        round_trip_ns: None,
+        pinged_at: 0,
         urgent: Default::default(),
         bulk: Default::default(),
     };

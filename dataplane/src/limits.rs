@@ -22,6 +22,18 @@ pub const BUFFER_MEMORY_LEN_MIN: usize = 2 * RECEIVE_RING_PAGES * PAGE_LEN;
 /// a longer one is forwarded in place. Held pages then carry mostly payload.
 pub const COPY_BELOW: usize = 1024;
 
+/// Nodes of queues made at start: a queued span each, for some 64 MiB of large pieces. Grows beyond when queues do.
+pub const NODES_AT_START: usize = 4096;
+
+/// Pages whose bookkeeping is made at start; more when more pages are used.
+pub const PAGES_AT_START: usize = 4 * RECEIVE_RING_PAGES;
+
+/// Send records made at start; more when more connections send at a time.
+pub const GATHERS_AT_START: usize = 8;
+
+/// Connections in the lists of a turn for which room is made at start.
+pub const TURN_LIST_AT_START: usize = 256;
+
 /// One gathered send carries at most this many bytes of payload: bounds what a control frame can wait behind once it
 /// is with the kernel.
 pub const GATHER_LEN_MAX: usize = 256 * 1024;
@@ -56,6 +68,9 @@ pub const EXTRA_CREDIT_PERCENT: usize = 75;
 
 /// Share of the budget above which new streams are refused, in percent.
 pub const NEW_STREAMS_PERCENT: usize = 90;
+
+/// While a stream could use a larger window, its session's round trip is measured this often, in nanoseconds.
+pub const ROUND_TRIP_INTERVAL_NS: u64 = SECOND_NS;
 
 /// Largest credit of one stream, in bytes: 16 MiB fill 1.3 Gbit/s over 100 ms.
 pub const STREAM_WINDOW_MAX: u32 = 16 * 1024 * 1024;

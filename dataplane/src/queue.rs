@@ -3,6 +3,7 @@
 //! A queue is three words; an idle stream costs nothing more, and a busy one takes nodes from the table that an idle one
 //! gave back, so that the steady state allocates nothing.
 
+use crate::limits::NODES_AT_START;
 use crate::ring::{Pool, Span};
 
 const NONE: u32 = u32::MAX;
@@ -21,8 +22,8 @@ impl Default for Queue {
     }
 }
 
-/// The nodes of all queues of a worker.
-#[derive(Debug, Default)]
+/// The nodes of all queues of a worker. Room for `NODES_AT_START` is made at once, more when it is needed.
+#[derive(Debug)]
 pub struct Nodes {
     nodes: Vec<Node>,
     free: Vec<u32>,
@@ -161,6 +162,12 @@ impl Queue {
             pool.release(span);
         }
         *self = packed;
+    }
+}
+
+impl Default for Nodes {
+    fn default() -> Self {
+        Self { nodes: Vec::with_capacity(NODES_AT_START), free: Vec::with_capacity(NODES_AT_START) }
     }
 }
 

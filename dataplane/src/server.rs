@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crossbeam::channel::Sender;
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
@@ -16,6 +17,7 @@ use crate::counters::{CounterBlock, Counters};
 use crate::driver::DriverError;
 use crate::entropy::OsEntropy;
 use crate::limits;
+use crate::mail::{Order, Report, mailbox};
 use crate::ring::{UringDriver, Waker};
 use crate::worker::{Identity, Settings, Worker};
 
@@ -82,6 +84,9 @@ pub enum StartError {
     Thread(io::Error),
 }
 
+/// How long a worker may take to answer: thousands of its turns.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// A running data plane. Dropping it stops it.
 #[derive(Debug)]
 pub struct Server {
@@ -89,6 +94,7 @@ pub struct Server {
     public_key: PublicKey,
     counters: Arc<CounterBlock>,
     stop: Arc<AtomicBool>,
+    orders: Sender<Order>,
     waker: Waker,
     thread: Option<JoinHandle<Result<(), DriverError>>>,
 }
@@ -114,6 +120,7 @@ impl Server {
         let counters = Arc::new(CounterBlock::default());
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, started) = mpsc::sync_channel(1);
+        let (orders, mail) = mailbox();
         let thread = {
             let (counters, stop) = (Arc::clone(&counters), Arc::clone(&stop));
             let identity = Arc::new(Identity { secret_key: config.secret_key, public_key });
@@ -143,6 +150,7 @@ impl Server {
                 tracing::debug!(features = ?driver.features(), "worker starts");
                 let entropy = Box::new(OsEntropy);
                 let mut worker = Worker::new(driver, count, identity, settings, entropy, counters, stop);
+                worker.set_mail(mail);
                 let _ = ready.send(Ok(waker));
                 worker.run()
             };
@@ -153,7 +161,7 @@ impl Server {
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(StartError::Thread(io::Error::other("it ended before it was ready"))),
         };
-        Ok(Self { addresses, public_key, counters, stop, waker, thread: Some(thread) })
+        Ok(Self { addresses, public_key, counters, stop, orders, waker, thread: Some(thread) })
     }
 
     /// The addresses it listens on, ports resolved.
@@ -169,6 +177,23 @@ impl Server {
     /// A copy of its counters.
     pub fn counters(&self) -> Counters {
         Counters::of(&self.counters)
+    }
+
+    /// Sessions, bridges and memory at this moment. `None` when the worker does not answer: it has ended, or is stuck.
+    pub fn report(&self) -> Option<Report> {
+        self.ask(Order::Report)
+    }
+
+    /// Closes the session of a key; whether there was one. `None` as for [`report`](Self::report).
+    pub fn close_session(&self, peer: PublicKey) -> Option<bool> {
+        self.ask(|answer| Order::Close(peer, answer))
+    }
+
+    fn ask<T>(&self, order: impl FnOnce(Sender<T>) -> Order) -> Option<T> {
+        let (answer, answered) = crossbeam::channel::bounded(1);
+        self.orders.send_timeout(order(answer), ANSWER_TIMEOUT).ok()?;
+        self.waker.wake();
+        answered.recv_timeout(ANSWER_TIMEOUT).ok()
     }
 
     /// Closes every session and ends the worker.

@@ -60,8 +60,7 @@ impl<D: Driver> Worker<D> {
         if extra == 0 || backlog > window / 4 {
             return;
         }
-        let Some(socket) = self.sessions.find(session).map(|session| session.socket) else { return };
-        let Some(round_trip) = self.driver.round_trip_ns(socket) else { return };
+        let Some(round_trip) = self.round_trip(session) else { return self.mark(session) };
         // What the source can have under way is a window per round trip: limited by it when it comes near that.
         let possible = window as u128 * u128::from(elapsed) / u128::from(round_trip.max(1));
         if delivered as u128 * 2 < possible {

@@ -10,7 +10,6 @@ mod op;
 mod pool;
 mod probe;
 mod region;
-mod tcp_info;
 mod uring;
 
 pub use pool::{Pool, Span};

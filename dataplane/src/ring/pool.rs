@@ -9,7 +9,7 @@
 use std::io;
 
 use super::region::Region;
-use crate::limits::PAGE_LEN;
+use crate::limits::{PAGE_LEN, PAGES_AT_START};
 
 /// Bytes inside one page. Plain data: whoever holds it owes one [`Pool::release`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,10 +101,10 @@ impl Pool {
             u32::try_from(pages).map_err(|_| io::Error::other("buffer memory of more than 2^32 pages"))?;
         Ok(Self {
             region: Region::new(pages * PAGE_LEN)?,
-            pages: Vec::new(),
-            free: Vec::new(),
+            pages: Vec::with_capacity(PAGES_AT_START),
+            free: Vec::with_capacity(PAGES_AT_START),
             count,
-            block_refs: Vec::new(),
+            block_refs: Vec::with_capacity(PAGES_AT_START * BLOCKS_PER_PAGE_MAX),
             partial: [NONE; BLOCK_LENS.len()],
             held: 0,
             with_kernel: 0,

@@ -4,7 +4,7 @@
 //! the buffer ring, restrict to the operations of `op`, enable.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use io_uring::{IoUring, cqueue, opcode, register, squeue, types};
@@ -15,7 +15,6 @@ use super::buffers::ReceiveRing;
 use super::op::{self, Kind, Token};
 use super::pool::Pool;
 use super::probe::{self, Features};
-use super::tcp_info;
 use crate::driver::{
     Batch, Completion, Driver, DriverError, Gather, Nanos, Part, ReceiveEnd, SocketKey, Wait,
 };
@@ -109,7 +108,7 @@ impl UringDriver {
             sockets: Vec::new(),
             free: Vec::new(),
             listeners,
-            spare: Vec::new(),
+            spare: (0..limits::GATHERS_AT_START).map(|_| Box::default()).collect(),
             local: Vec::new(),
             event: Arc::new(event),
             now: monotonic(),
@@ -381,11 +380,6 @@ impl Driver for UringDriver {
         } else {
             self.finish_close(socket.index);
         }
-    }
-
-    fn round_trip_ns(&mut self, socket: SocketKey) -> Option<Nanos> {
-        let descriptor = self.slot(socket)?.descriptor.as_ref()?;
-        tcp_info::round_trip_ns(descriptor.as_fd())
     }
 
     fn turn(&mut self, wait: Wait, batch: &mut Batch) -> Result<(), DriverError> {

@@ -95,6 +95,8 @@ impl<D: Driver> Worker<D> {
             opener: Opener::new(&outcome.receive),
             send_key: outcome.send,
             receive_key: outcome.receive,
+            round_trip_ns: None,
+            pinged_at: 0,
             urgent: Default::default(),
             bulk: Default::default(),
         };

@@ -1,10 +1,11 @@
 //! Bytes of a session: cut into frames, headers to the multiplexer, payload to the halves.
 
-use ringwire_proto::yamux::{Header, Incoming, Payload, Piece, Violation};
+use ringwire_proto::yamux::{Event, Header, Incoming, Kind, Payload, Piece, Violation};
 
 use super::{CloseReason, Target};
 use crate::counters::Counter;
 use crate::driver::{Driver, ReceiveEnd, SocketKey};
+use crate::limits;
 use crate::ring::Span;
 use crate::slab::Key;
 use crate::worker::Worker;
@@ -108,6 +109,9 @@ impl<D: Driver> Worker<D> {
             }
             return;
         }
+        if header.kind == Kind::Ping {
+            self.note_round_trips(key);
+        }
         // A header may queue answers: a pong, an acknowledgement, a reset.
         self.mark(key);
         if incoming.credit > 0
@@ -132,6 +136,31 @@ impl<D: Driver> Worker<D> {
                 self.set_target(key, Target::NONE);
             }
         }
+    }
+
+    /// Pings that were answered say how long the way is.
+    fn note_round_trips(&mut self, key: Key) {
+        let Some(open) = self.sessions.find_mut(key).and_then(super::Session::open_mut) else { return };
+        while let Some(event) = open.mux.poll_event() {
+            if let Event::PingAnswered { rtt_ns, .. } = event {
+                // A longer one is mostly queueing in front of the answer: it counts for an eighth.
+                open.round_trip_ns = Some(match open.round_trip_ns {
+                    Some(known) if rtt_ns > known => known + (rtt_ns - known) / 8,
+                    _ => rtt_ns,
+                });
+            }
+        }
+    }
+
+    /// The round trip to a session's peer in nanoseconds, if known; asks for it at most once in `ROUND_TRIP_INTERVAL_NS`.
+    pub(crate) fn round_trip(&mut self, key: Key) -> Option<u64> {
+        let now = self.driver.now();
+        let open = self.sessions.find_mut(key).and_then(super::Session::open_mut)?;
+        if open.pinged_at == 0 || now.saturating_sub(open.pinged_at) >= limits::ROUND_TRIP_INTERVAL_NS {
+            open.pinged_at = now;
+            open.mux.ping(now);
+        }
+        open.round_trip_ns
     }
 
     fn set_target(&mut self, key: Key, target: Target) {

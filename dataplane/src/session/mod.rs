@@ -87,6 +87,10 @@ pub(crate) struct Open {
     /// The two keys, for a successor of this worker.
     pub(crate) send_key: TransportKey,
     pub(crate) receive_key: TransportKey,
+    /// Round trip to the peer and back as pings saw it, in nanoseconds: near the smallest of late. Not the kernel's: a proxy
+    /// in front of us would make every path look short.
+    pub(crate) round_trip_ns: Option<Nanos>,
+    pub(crate) pinged_at: Nanos,
     /// Halves with something small to send: requests, responses, keystrokes.
     pub(crate) urgent: VecDeque<Key>,
     /// Halves with bulk to send.

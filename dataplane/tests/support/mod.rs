@@ -5,6 +5,8 @@
 #![allow(unreachable_pub, reason = "a module of tests has no outside")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+pub mod proxy;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
@@ -94,6 +96,14 @@ impl Peer {
             started: Instant::now(),
             out: Vec::new(),
         })
+    }
+
+    /// Waits until the server has filed this session: message 3 may still be on its way.
+    pub fn settle(&mut self) {
+        let stream = self.open();
+        self.write(stream, &[0, 0]);
+        self.read_exact(stream, 2);
+        self.wait_end(stream);
     }
 
     pub fn now(&self) -> u64 {
