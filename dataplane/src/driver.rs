@@ -261,7 +261,13 @@ impl Gather {
 
     /// The slices not sent yet, as (part, bytes of it to skip).
     pub fn remaining(&self) -> impl Iterator<Item = (Part, usize)> + '_ {
-        let mut skip = self.sent;
+        self.remaining_after(0)
+    }
+
+    /// As [`remaining`](Self::remaining), without the first `taken` bytes of it: for a driver that sends a gather in
+    /// several calls and reports them as one.
+    pub fn remaining_after(&self, taken: usize) -> impl Iterator<Item = (Part, usize)> + '_ {
+        let mut skip = self.sent + taken;
         self.parts.iter().filter_map(move |&part| {
             let len = match part {
                 Part::Header { len, .. } => len as usize,

@@ -13,17 +13,21 @@
 #![deny(unsafe_code)]
 
 mod bridge;
-pub mod budget;
+mod choice;
+mod clock;
 mod server;
 mod session;
+mod waker;
 
 pub mod aead;
+pub mod budget;
 pub mod counters;
 pub mod driver;
 pub mod entropy;
 pub mod freeze;
 pub mod limits;
 pub mod mail;
+pub mod poll;
 pub mod queue;
 pub mod ring;
 pub mod slab;
@@ -31,5 +35,7 @@ pub mod wait;
 pub mod wheel;
 pub mod worker;
 
+pub use choice::{DriverChoice, UnknownDriver};
 pub use server::{Server, ServerConfig, StartError};
 pub use session::CloseReason;
+pub use waker::Waker;

@@ -8,17 +8,20 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crossbeam::channel::Sender;
+use crossbeam::channel::{Receiver, Sender};
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use crate::choice::{self, DriverChoice, DriverKind, Selection};
 use crate::counters::{CounterBlock, Counters};
-use crate::driver::DriverError;
+use crate::driver::{Driver, DriverError};
 use crate::entropy::OsEntropy;
 use crate::limits;
 use crate::mail::{Order, Report, mailbox};
-use crate::ring::{UringDriver, Waker};
+use crate::poll::PollDriver;
+use crate::ring::{self, Features, UringDriver};
+use crate::waker::Waker;
 use crate::worker::{Identity, Settings, Worker};
 
 /// What a data plane needs to start.
@@ -36,6 +39,8 @@ pub struct ServerConfig {
     pub company_us_max: u32,
     /// Pin the worker to this core.
     pub core: Option<usize>,
+    /// What moves the bytes.
+    pub driver: DriverChoice,
 }
 
 impl ServerConfig {
@@ -48,6 +53,7 @@ impl ServerConfig {
             buffer_memory_len: default_buffer_memory_len(),
             company_us_max: Settings::default().company_us_max,
             core: None,
+            driver: DriverChoice::Auto,
         }
     }
 }
@@ -92,6 +98,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Server {
     addresses: Vec<SocketAddr>,
     public_key: PublicKey,
+    driver: DriverKind,
     counters: Arc<CounterBlock>,
     stop: Arc<AtomicBool>,
     orders: Sender<Order>,
@@ -102,12 +109,24 @@ pub struct Server {
 impl Server {
     /// Binds the listeners and starts the worker; returns when it accepts.
     pub fn start(config: ServerConfig) -> Result<Self, StartError> {
+        Self::start_probed(config, ring::probe)
+    }
+
+    /// As [`start`](Self::start); `probe` says whether io_uring can be used.
+    fn start_probed(
+        config: ServerConfig,
+        probe: impl FnOnce() -> Result<Features, DriverError>,
+    ) -> Result<Self, StartError> {
         if config.listen.is_empty() {
             return Err(StartError::NoAddress);
         }
         if config.buffer_memory_len < limits::BUFFER_MEMORY_LEN_MIN {
             let least = limits::BUFFER_MEMORY_LEN_MIN;
             return Err(StartError::BufferMemory { given: config.buffer_memory_len, least });
+        }
+        let Selection { kind, refusal } = choice::select(config.driver, probe)?;
+        if let Some(refusal) = refusal {
+            tracing::warn!(%refusal, "running on the poll driver, which needs more CPU");
         }
         let mut listeners = Vec::with_capacity(config.listen.len());
         let mut addresses = Vec::with_capacity(config.listen.len());
@@ -123,36 +142,31 @@ impl Server {
         let (orders, mail) = mailbox();
         let thread = {
             let (counters, stop) = (Arc::clone(&counters), Arc::clone(&stop));
-            let identity = Arc::new(Identity { secret_key: config.secret_key, public_key });
-            let settings = Settings {
-                hybrid: config.hybrid,
-                company_us_max: config.company_us_max,
-                ..Settings::default()
+            let launch = Launch {
+                listeners: listeners.len(),
+                identity: Arc::new(Identity { secret_key: config.secret_key, public_key }),
+                settings: Settings {
+                    hybrid: config.hybrid,
+                    company_us_max: config.company_us_max,
+                    ..Settings::default()
+                },
+                counters,
+                stop,
+                mail,
+                ready,
             };
             let (memory_len, core) = (config.buffer_memory_len, config.core);
             let body = move || {
                 if let Some(core) = core {
                     pin(core);
                 }
-                let count = listeners.len();
                 // The ring has a single issuer: it is made on the thread that uses it.
-                let driver = UringDriver::new(listeners, memory_len);
-                let (driver, waker) = match driver {
-                    Ok(driver) => {
-                        let waker = driver.waker();
-                        (driver, waker)
+                match kind {
+                    DriverKind::Uring => {
+                        launch.run(UringDriver::new(listeners, memory_len), UringDriver::waker)
                     }
-                    Err(error) => {
-                        let _ = ready.send(Err(error));
-                        return Ok(());
-                    }
-                };
-                tracing::debug!(features = ?driver.features(), "worker starts");
-                let entropy = Box::new(OsEntropy);
-                let mut worker = Worker::new(driver, count, identity, settings, entropy, counters, stop);
-                worker.set_mail(mail);
-                let _ = ready.send(Ok(waker));
-                worker.run()
+                    DriverKind::Poll => launch.run(PollDriver::new(listeners, memory_len), PollDriver::waker),
+                }
             };
             std::thread::Builder::new().name("worker-0".into()).spawn(body).map_err(StartError::Thread)?
         };
@@ -161,7 +175,7 @@ impl Server {
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(StartError::Thread(io::Error::other("it ended before it was ready"))),
         };
-        Ok(Self { addresses, public_key, counters, stop, orders, waker, thread: Some(thread) })
+        Ok(Self { addresses, public_key, driver: kind, counters, stop, orders, waker, thread: Some(thread) })
     }
 
     /// The addresses it listens on, ports resolved.
@@ -172,6 +186,11 @@ impl Server {
     /// What clients know it by.
     pub fn public_key(&self) -> PublicKey {
         self.public_key
+    }
+
+    /// What moves its bytes: `uring` or `poll`.
+    pub fn driver_name(&self) -> &'static str {
+        self.driver.name()
     }
 
     /// A copy of its counters.
@@ -228,6 +247,42 @@ impl Drop for Server {
     }
 }
 
+/// What a worker's thread takes along, whatever its driver.
+struct Launch {
+    listeners: usize,
+    identity: Arc<Identity>,
+    settings: Settings,
+    counters: Arc<CounterBlock>,
+    stop: Arc<AtomicBool>,
+    mail: Receiver<Order>,
+    ready: mpsc::SyncSender<Result<Waker, DriverError>>,
+}
+
+impl Launch {
+    /// Says that the worker is ready, or why not, and runs it to its end.
+    fn run<D: Driver + std::fmt::Debug>(
+        self,
+        driver: Result<D, DriverError>,
+        waker: impl FnOnce(&D) -> Waker,
+    ) -> Result<(), DriverError> {
+        let Self { listeners, identity, settings, counters, stop, mail, ready } = self;
+        let driver = match driver {
+            Ok(driver) => driver,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return Ok(());
+            }
+        };
+        tracing::debug!(?driver, "worker starts");
+        let waker = waker(&driver);
+        let entropy = Box::new(OsEntropy);
+        let mut worker = Worker::new(driver, listeners, identity, settings, entropy, counters, stop);
+        worker.set_mail(mail);
+        let _ = ready.send(Ok(waker));
+        worker.run()
+    }
+}
+
 /// A listening socket whose connections inherit what a session wants (Linux copies these options on accept, which saves
 /// five calls per connection).
 fn listen(address: SocketAddr) -> Result<(Socket, SocketAddr), StartError> {
@@ -279,5 +334,82 @@ fn pin(core: usize) {
     set.set(core);
     if let Err(error) = rustix::thread::sched_setaffinity(None, &set) {
         tracing::warn!(core, %error, "cannot pin the worker to this core; it runs unpinned");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn config(driver: DriverChoice) -> ServerConfig {
+        let secret_key = SecretKey::generate(&mut OsEntropy);
+        let mut config = ServerConfig::new(secret_key, vec!["127.0.0.1:0".parse().unwrap()]);
+        config.driver = driver;
+        config
+    }
+
+    /// The ways io_uring is forbidden: errno of ring creation, `kernel.io_uring_disabled`, words of reason and cure.
+    const REFUSALS: [(i32, &str, &str, &str); 4] = [
+        (libc::EPERM, "0", "seccomp profile", "Allow io_uring_setup, io_uring_enter and io_uring_register"),
+        (libc::EPERM, "2", "kernel.io_uring_disabled is 2", "sysctl -w kernel.io_uring_disabled=0"),
+        (libc::EPERM, "1", "kernel.io_uring_disabled is 1", "CAP_SYS_ADMIN"),
+        (libc::ENOSYS, "", "built without it", "CONFIG_IO_URING"),
+    ];
+
+    #[test]
+    fn a_demand_for_io_uring_that_is_forbidden_names_reason_and_cure() {
+        for (errno, switch, reason, cure) in REFUSALS {
+            let probe = || Err(ring::refusal(&io::Error::from_raw_os_error(errno), switch));
+            let error = Server::start_probed(config(DriverChoice::Uring), probe).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, StartError::Driver(DriverError::Unavailable { .. })), "{text}");
+            assert!(text.contains(reason) && text.contains(cure), "{text}");
+            assert!(text.contains("--driver poll"), "{text}");
+        }
+    }
+
+    #[test]
+    fn without_a_demand_the_poll_driver_runs_where_io_uring_is_forbidden() {
+        for (errno, switch, reason, cure) in REFUSALS {
+            let probe = || Err(ring::refusal(&io::Error::from_raw_os_error(errno), switch));
+            let warnings = Warnings::default();
+            let server = tracing::subscriber::with_default(warnings.clone(), || {
+                Server::start_probed(config(DriverChoice::Auto), probe).unwrap()
+            });
+            assert_eq!(server.driver_name(), "poll");
+            server.stop().unwrap();
+            let warnings = warnings.0.lock().unwrap();
+            assert_eq!(warnings.len(), 1, "{warnings:?}");
+            assert!(warnings[0].contains(reason) && warnings[0].contains(cure), "{warnings:?}");
+        }
+    }
+
+    /// Collects warnings of this thread as text.
+    #[derive(Clone, Default)]
+    struct Warnings(Arc<Mutex<Vec<String>>>);
+
+    impl tracing::Subscriber for Warnings {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() <= tracing::Level::WARN
+        }
+
+        fn event(&self, event: &tracing::Event<'_>) {
+            let mut text = String::new();
+            event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                text.push_str(&format!("{field}={value:?} "));
+            });
+            self.0.lock().unwrap().push(text);
+        }
+
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
     }
 }

@@ -1,4 +1,4 @@
-//! The server as its clients see it: real sockets, real handshakes, a real worker on io_uring.
+//! The server as its clients see it: real sockets, real handshakes, a real worker on each driver.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
@@ -13,9 +13,26 @@ use ringwire_proto::identity::SecretKey;
 use ringwire_proto::noise::Hybrid;
 use ringwire_proto::object::{Generation, StreamResponse, object_hash, open_response, sign_object};
 use ringwire_proto::yamux::{Flags, Header};
+use support::drivers::on_each_driver;
 use support::{LIMIT, Peer, bridge, pattern, start_server, start_server_with};
 
-#[test]
+on_each_driver!(
+    bytes_cross_a_bridge_both_ways_in_order,
+    sessions_are_hybrid_when_both_sides_want_it,
+    bytes_right_behind_message_3_are_the_multiplexers,
+    a_dial_to_nobody_is_closed_at_once,
+    a_request_in_somebody_elses_name_is_refused,
+    a_bad_object_costs_only_its_stream,
+    a_response_by_another_key_is_not_passed_on,
+    the_liveness_ping_and_the_ip_request_are_answered,
+    what_was_sent_before_the_end_is_delivered_then_both_sides_end,
+    a_reset_reaches_the_other_side,
+    the_newest_session_of_a_key_wins,
+    breaking_the_multiplexers_rules_ends_that_session_alone,
+    a_reader_that_stops_holds_up_only_its_stream,
+    stopping_closes_every_session_and_frees_the_port,
+);
+
 fn bytes_cross_a_bridge_both_ways_in_order() {
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
@@ -53,7 +70,6 @@ fn bytes_cross_a_bridge_both_ways_in_order() {
     server.stop().unwrap();
 }
 
-#[test]
 fn sessions_are_hybrid_when_both_sides_want_it() {
     for (theirs, ours, expected) in [
         (Hybrid::Offer, Hybrid::Offer, Some(true)),
@@ -83,7 +99,6 @@ fn sessions_are_hybrid_when_both_sides_want_it() {
     }
 }
 
-#[test]
 fn bytes_right_behind_message_3_are_the_multiplexers() {
     let server = start_server();
     let secret = SecretKey::generate(&mut OsEntropy);
@@ -96,7 +111,6 @@ fn bytes_right_behind_message_3_are_the_multiplexers() {
     assert_eq!(Header::decode(&answer).unwrap(), Header::pong(0x0102_0304));
 }
 
-#[test]
 fn a_dial_to_nobody_is_closed_at_once() {
     let server = start_server();
     let mut peer = Peer::connect(&server);
@@ -113,7 +127,6 @@ fn a_dial_to_nobody_is_closed_at_once() {
     bridge(&mut peer, &mut other);
 }
 
-#[test]
 fn a_request_in_somebody_elses_name_is_refused() {
     let server = start_server();
     let (mut a, b) = (Peer::connect(&server), Peer::connect(&server));
@@ -124,7 +137,6 @@ fn a_request_in_somebody_elses_name_is_refused() {
     assert_eq!(server.counters().value(Counter::RefusedSource), 1);
 }
 
-#[test]
 fn a_bad_object_costs_only_its_stream() {
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
@@ -145,7 +157,6 @@ fn a_bad_object_costs_only_its_stream() {
     bridge(&mut a, &mut b);
 }
 
-#[test]
 fn a_response_by_another_key_is_not_passed_on() {
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
@@ -165,7 +176,6 @@ fn a_response_by_another_key_is_not_passed_on() {
     assert_eq!(server.counters().value(Counter::RefusedResponse), 1);
 }
 
-#[test]
 fn the_liveness_ping_and_the_ip_request_are_answered() {
     let server = start_server();
     let mut peer = Peer::connect(&server);
@@ -188,7 +198,6 @@ fn the_liveness_ping_and_the_ip_request_are_answered() {
     assert_eq!((counters.value(Counter::StreamPings), counters.value(Counter::IpRequests)), (1, 1));
 }
 
-#[test]
 fn what_was_sent_before_the_end_is_delivered_then_both_sides_end() {
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
@@ -210,7 +219,6 @@ fn what_was_sent_before_the_end_is_delivered_then_both_sides_end() {
     assert_eq!(counters.value(Counter::BridgesOpened), counters.value(Counter::BridgesClosed));
 }
 
-#[test]
 fn a_reset_reaches_the_other_side() {
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
@@ -226,7 +234,6 @@ fn a_reset_reaches_the_other_side() {
     wait_for(|| server.counters().value(Counter::SessionsClosed) == 1);
 }
 
-#[test]
 fn the_newest_session_of_a_key_wins() {
     let server = start_server();
     let secret = SecretKey::generate(&mut OsEntropy);
@@ -238,7 +245,6 @@ fn the_newest_session_of_a_key_wins() {
     assert_eq!(server.counters().value(Counter::SessionsDisplaced), 1);
 }
 
-#[test]
 fn breaking_the_multiplexers_rules_ends_that_session_alone() {
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
@@ -272,7 +278,6 @@ fn breaking_the_multiplexers_rules_ends_that_session_alone() {
     assert_eq!(b.read_exact(on_b, 10), b"still here");
 }
 
-#[test]
 fn a_reader_that_stops_holds_up_only_its_stream() {
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
@@ -311,7 +316,6 @@ fn a_reader_that_stops_holds_up_only_its_stream() {
     assert!(got == bytes);
 }
 
-#[test]
 fn stopping_closes_every_session_and_frees_the_port() {
     let server = start_server();
     let address = server.addresses()[0];

@@ -12,6 +12,8 @@ mod probe;
 mod region;
 mod uring;
 
-pub use pool::{Pool, Span};
+pub use pool::{Filled, PAGES_PER_FILL_MAX, Pool, Span};
+#[cfg(test)]
+pub(crate) use probe::refusal;
 pub use probe::{Features, probe};
-pub use uring::{UringDriver, Waker};
+pub use uring::UringDriver;

@@ -6,10 +6,13 @@
 //!
 //! Budgets count pages at their true size, whatever little of them is payload: [`Pool::held_len`].
 
-use std::io;
+use std::io::{self, IoSliceMut};
 
 use super::region::Region;
-use crate::limits::{PAGE_LEN, PAGES_AT_START};
+use crate::limits::{PAGE_LEN, PAGES_AT_START, RECEIVE_LEN_MAX};
+
+/// Pages one [`Pool::fill`] takes at most.
+pub const PAGES_PER_FILL_MAX: usize = RECEIVE_LEN_MAX / PAGE_LEN;
 
 /// Bytes inside one page. Plain data: whoever holds it owes one [`Pool::release`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -41,6 +44,15 @@ impl Span {
         // Both fit: the sum is at most a length that was 16 bits.
         Self { page: self.page, offset: self.offset + from as u16, len: len as u16 }
     }
+}
+
+/// What a [`Pool::fill`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filled {
+    /// Bytes written.
+    pub len: usize,
+    /// Bytes there was room for.
+    pub room: usize,
 }
 
 /// Block sizes a page can be split into, in bytes. Four steps keep waste below half of the payload plus one block a
@@ -178,6 +190,44 @@ impl Pool {
     pub fn lent_mut(&mut self, page: u32) -> &mut [u8] {
         assert_eq!(self.pages[page as usize].owner, Owner::Kernel, "only a lent page is filled");
         self.region.slice_mut(page as usize * PAGE_LEN, PAGE_LEN)
+    }
+
+    /// Lets `read` write to up to `count` free pages (at most [`PAGES_PER_FILL_MAX`]) in order, for drivers that receive by
+    /// a call instead of giving addresses to the kernel. `read` says how many bytes it wrote; their spans, which hold the
+    /// first reference on their pages, are appended to `spans`. Pages not written to are free again. `None` when no page
+    /// is free; otherwise an error is that of `read`.
+    pub fn fill<E>(
+        &mut self,
+        count: usize,
+        spans: &mut Vec<Span>,
+        read: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<usize, E>,
+    ) -> Option<Result<Filled, E>> {
+        let mut pages = [0; PAGES_PER_FILL_MAX];
+        let mut offsets = [0; PAGES_PER_FILL_MAX];
+        let mut lent = 0;
+        while lent < count.clamp(1, PAGES_PER_FILL_MAX) {
+            let Some(page) = self.lend() else { break };
+            pages[lent] = page;
+            offsets[lent] = page as usize * PAGE_LEN;
+            lent += 1;
+        }
+        if lent == 0 {
+            return None;
+        }
+        let mut slices: [_; PAGES_PER_FILL_MAX] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+        self.region.slices_mut(&offsets[..lent], PAGE_LEN, &mut slices);
+        let outcome = read(&mut slices[..lent]);
+        let len = *outcome.as_ref().unwrap_or(&0);
+        let used = len.div_ceil(PAGE_LEN);
+        assert!(used <= lent, "no more is written than there was room for");
+        for (at, &page) in pages[..used].iter().enumerate() {
+            spans.push(self.received(page, (len - at * PAGE_LEN).min(PAGE_LEN)));
+        }
+        // In reverse: the next fill takes the same pages in the same order, while they are in the cache.
+        for &page in pages[used..lent].iter().rev() {
+            self.unlend(page);
+        }
+        Some(outcome.map(|len| Filled { len, room: lent * PAGE_LEN }))
     }
 
     /// The kernel filled the first `len` bytes of a lent page; the span returned holds the first reference on it.
@@ -359,6 +409,35 @@ mod tests {
         assert_eq!(pool.held_len(), PAGE_LEN);
         assert_eq!(pool.bytes(part).len(), 20);
         pool.release(part);
+        assert_eq!((pool.free_pages(), pool.held_len()), (4, 0));
+    }
+
+    #[test]
+    fn a_fill_takes_what_it_wrote_and_gives_the_rest_back() {
+        let mut pool = Pool::new(4 * PAGE_LEN).unwrap();
+        let mut spans = Vec::new();
+        let filled = pool.fill::<()>(3, &mut spans, |pages| {
+            assert_eq!(pages.len(), 3);
+            for (mark, page) in (1..).zip(pages.iter_mut()) {
+                page.fill(mark);
+            }
+            Ok(PAGE_LEN + 5)
+        });
+        assert_eq!(filled, Some(Ok(Filled { len: PAGE_LEN + 5, room: 3 * PAGE_LEN })));
+        assert_eq!(spans.iter().map(|span| span.len()).collect::<Vec<_>>(), [PAGE_LEN, 5]);
+        assert_eq!(pool.bytes(spans[0]), [1; PAGE_LEN]);
+        assert_eq!(pool.bytes(spans[1]), [2; 5]);
+        assert_eq!((pool.free_pages(), pool.kernel_pages(), pool.held_len()), (2, 0, 2 * PAGE_LEN));
+        // Nothing written, or an error: nothing taken.
+        assert_eq!(pool.fill(9, &mut spans, |_| Err("no")), Some(Err("no")));
+        let room = 2 * PAGE_LEN;
+        assert_eq!(pool.fill::<()>(9, &mut spans, |_| Ok(0)), Some(Ok(Filled { len: 0, room })));
+        assert_eq!((spans.len(), pool.free_pages()), (2, 2));
+        pool.fill::<()>(9, &mut spans, |_| Ok(room));
+        assert_eq!(pool.fill::<()>(1, &mut spans, |_| unreachable!("no page is free")), None);
+        for span in spans {
+            pool.release(span);
+        }
         assert_eq!((pool.free_pages(), pool.held_len()), (4, 0));
     }
 

@@ -4,6 +4,8 @@ use std::io;
 
 use io_uring::IoUring;
 
+use super::buffers::ReceiveRing;
+use super::uring::restrict;
 use crate::driver::DriverError;
 use crate::limits::{COMPLETION_ENTRIES, SUBMISSION_ENTRIES};
 
@@ -16,10 +18,30 @@ pub struct Features {
     pub minimum_wait: bool,
 }
 
-/// Makes a ring as a worker does and reports what it can do; the ring is dropped again.
+/// Makes a ring as a worker does and reports what it can do; the ring is dropped again. Uses each of the three system
+/// calls once, since a seccomp profile may forbid any of them. The error says which of the ways it is forbidden, and the
+/// cure.
+///
+/// Done on a thread of its own: when a ring is dropped, the kernel notifies the thread that used it as if by a signal, and
+/// a blocking call of the caller would end with EINTR.
 pub fn probe() -> Result<Features, DriverError> {
+    let thread = std::thread::Builder::new().name("probe".into()).spawn(try_out);
+    let thread = thread.map_err(|error| DriverError::Call { call: "starting a thread", error })?;
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn try_out() -> Result<Features, DriverError> {
     let ring = build()?;
-    Ok(features(&ring))
+    let receive_ring = ReceiveRing::register(&ring).map_err(|error| explain(&error))?;
+    let outcome = restrict(&ring)
+        .and_then(|()| ring.submitter().register_enable_rings())
+        .and_then(|()| ring.submitter().submit())
+        .map(|_| features(&ring))
+        .map_err(|error| explain(&error));
+    // Before the memory that is registered with it.
+    drop(ring);
+    drop(receive_ring);
+    outcome
 }
 
 /// A ring in the state the kernel creates it in when asked to start disabled: single issuer, deferred task work (both
@@ -46,7 +68,12 @@ pub(super) fn features(ring: &IoUring) -> Features {
 /// Tells the three ways in which io_uring is forbidden apart by the error and by the system switch.
 fn explain(error: &io::Error) -> DriverError {
     let switch = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    let (reason, cure) = diagnose(error.raw_os_error(), switch.trim());
+    refusal(error, switch.trim())
+}
+
+/// The error for what ring creation said and the content of `kernel.io_uring_disabled`.
+pub(crate) fn refusal(error: &io::Error, switch: &str) -> DriverError {
+    let (reason, cure) = diagnose(error.raw_os_error(), switch);
     DriverError::Unavailable { reason: format!("{reason} ({error})"), cure }
 }
 
@@ -84,6 +111,17 @@ fn diagnose(errno: Option<i32>, switch: &str) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn probing_does_not_interrupt_the_caller() {
+        use std::io::Read;
+        let (mut socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        socket.set_read_timeout(Some(std::time::Duration::from_millis(100))).unwrap();
+        for _ in 0..3 {
+            let _ = probe();
+            assert_eq!(socket.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        }
+    }
 
     #[test]
     fn each_way_of_forbidding_it_has_its_own_cure() {

@@ -3,7 +3,7 @@
 //! The kernel writes received bytes into pages of it while the worker reads other pages, so no Rust reference to the
 //! whole mapping ever exists: only slices of single ranges, handed out by the pool, which knows who owns each page.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::ptr::NonNull;
 
 /// An anonymous private mapping of fixed length, zeroed by the kernel, resident only where it was touched.
@@ -63,6 +63,21 @@ impl Region {
         let at = self.base.as_ptr().wrapping_add(offset);
         // SAFETY: as in `slice`, and exclusive through `&mut self`.
         unsafe { std::slice::from_raw_parts_mut(at, len) }
+    }
+}
+
+impl Region {
+    /// Several ranges of `len` bytes at once, to write, one for each of `offsets`. As [`slice_mut`](Self::slice_mut); the
+    /// ranges must not overlap.
+    pub(super) fn slices_mut<'a>(&'a mut self, offsets: &[usize], len: usize, out: &mut [IoSliceMut<'a>]) {
+        for (at, (&offset, slice)) in offsets.iter().zip(out).enumerate() {
+            assert!(offset <= self.len && len <= self.len - offset, "a range inside the region");
+            assert!(offsets[..at].iter().all(|other| other.abs_diff(offset) >= len), "no two ranges overlap");
+            let start = self.base.as_ptr().wrapping_add(offset);
+            // SAFETY: needed to let one call fill several pages. As in `slice`; `&mut self`, which the slices borrow, keeps
+            // other references away, and the check above keeps them apart from each other.
+            *slice = IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(start, len) });
+        }
     }
 }
 

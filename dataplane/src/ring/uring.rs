@@ -4,21 +4,21 @@
 //! the buffer ring, restrict to the operations of `op`, enable.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use io_uring::{IoUring, cqueue, opcode, register, squeue, types};
-use rustix::event::{EventfdFlags, eventfd};
 use socket2::{SockRef, Socket};
 
 use super::buffers::ReceiveRing;
 use super::op::{self, Kind, Token};
 use super::pool::Pool;
 use super::probe::{self, Features};
+use crate::clock::monotonic;
 use crate::driver::{
     Batch, Completion, Driver, DriverError, Gather, Nanos, Part, ReceiveEnd, SocketKey, Wait,
 };
 use crate::limits;
+use crate::waker::{WakeEvent, Waker};
 
 /// Completions a wait for company is content with.
 const COMPANY_WANTED: usize = 64;
@@ -34,11 +34,11 @@ pub struct UringDriver {
     free: Vec<u32>,
     listeners: Vec<Socket>,
     /// Send records out of use, kept for the next send.
-    #[allow(clippy::vec_box, reason = "the kernel holds their address while they are in use")]
+    #[allow(clippy::vec_box, reason = "the kernel knows the address of a record in use")]
     spare: Vec<Box<InFlight>>,
     /// Completions made without the kernel, for the next batch.
     local: Vec<Completion>,
-    event: Arc<OwnedFd>,
+    event: WakeEvent,
     now: Nanos,
 }
 
@@ -48,18 +48,6 @@ impl std::fmt::Debug for UringDriver {
             .field("features", &self.features)
             .field("pool", &self.pool.len())
             .finish_non_exhaustive()
-    }
-}
-
-/// Interrupts a worker's wait from another thread.
-#[derive(Debug, Clone)]
-pub struct Waker(Arc<OwnedFd>);
-
-impl Waker {
-    /// Ends the current or the next wait.
-    pub fn wake(&self) {
-        // An event counter that is full has its reader woken already.
-        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
     }
 }
 
@@ -98,8 +86,11 @@ impl UringDriver {
         restrict(&ring).map_err(call("restricting the ring"))?;
         ring.submitter().register_enable_rings().map_err(call("enabling the ring"))?;
         receive_ring.refill(&mut pool);
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|error| call("eventfd")(error.into()))?;
+        let event = WakeEvent::new().map_err(call("eventfd"))?;
+        for listener in &listeners {
+            // The poll driver may have had it before: an accept of the ring then would end at once instead of waiting.
+            listener.set_nonblocking(false).map_err(call("fcntl"))?;
+        }
         let mut driver = Self {
             ring,
             receive_ring,
@@ -110,7 +101,7 @@ impl UringDriver {
             listeners,
             spare: (0..limits::GATHERS_AT_START).map(|_| Box::default()).collect(),
             local: Vec::new(),
-            event: Arc::new(event),
+            event,
             now: monotonic(),
         };
         driver.arm_wake();
@@ -124,11 +115,11 @@ impl UringDriver {
 
     /// A handle with which other threads interrupt the wait.
     pub fn waker(&self) -> Waker {
-        Waker(Arc::clone(&self.event))
+        self.event.waker()
     }
 
     fn arm_wake(&mut self) {
-        let entry = op::wake(self.event.as_raw_fd(), Token::new(Kind::Wake, 0, 0));
+        let entry = op::wake(self.event.as_fd().as_raw_fd(), Token::new(Kind::Wake, 0, 0));
         self.push(&entry);
     }
 
@@ -227,8 +218,7 @@ impl UringDriver {
             Kind::Send => self.complete_send(token, result, batch),
             Kind::Cancel => {}
             Kind::Wake => {
-                let mut count = [0; 8];
-                let _ = rustix::io::read(&*self.event, &mut count);
+                self.event.clear();
                 if !cqueue::more(flags) {
                     self.arm_wake();
                 }
@@ -481,7 +471,7 @@ impl InFlight {
 const ENTER_GETEVENTS: u32 = 1;
 
 /// Only the operations of `op` are allowed on the ring from here on, and no further registration.
-fn restrict(ring: &IoUring) -> io::Result<()> {
+pub(super) fn restrict(ring: &IoUring) -> io::Result<()> {
     let mut restrictions = [
         register::Restriction::sqe_op(opcode::AcceptMulti::CODE),
         register::Restriction::sqe_op(opcode::Recv::CODE),
@@ -503,10 +493,4 @@ fn receive_end(errno: i32) -> ReceiveEnd {
 
 fn call(name: &'static str) -> impl Fn(io::Error) -> DriverError {
     move |error| DriverError::Call { call: name, error }
-}
-
-/// Nanoseconds of CLOCK_MONOTONIC.
-fn monotonic() -> Nanos {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    time.tv_sec as u64 * limits::SECOND_NS + time.tv_nsec as u64
 }

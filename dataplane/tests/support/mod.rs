@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "a module of tests has no outside")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+pub mod drivers;
 pub mod proxy;
 
 use std::io::{ErrorKind, Read, Write};
@@ -35,6 +36,7 @@ pub fn start_server_with(change: impl FnOnce(&mut ServerConfig)) -> Server {
     let secret_key = SecretKey::generate(&mut OsEntropy);
     let mut config = ServerConfig::new(secret_key, vec!["127.0.0.1:0".parse().unwrap()]);
     config.buffer_memory_len = 64 * 1024 * 1024;
+    config.driver = drivers::current();
     change(&mut config);
     Server::start(config).unwrap()
 }

@@ -1,0 +1,50 @@
+//! How other threads interrupt a worker's wait: an event counter that its driver watches.
+//!
+//! A driver owns the [`WakeEvent`] and hands out [`Waker`]s; it clears the event when it sees it readable and reports
+//! [`Woken`](crate::driver::Completion::Woken).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// The driver's side. See the module's head.
+#[derive(Debug)]
+pub(crate) struct WakeEvent(Arc<OwnedFd>);
+
+/// Interrupts a worker's wait from another thread.
+#[derive(Debug, Clone)]
+pub struct Waker(Arc<OwnedFd>);
+
+impl WakeEvent {
+    /// A new event, not set. Errors are the kernel's: descriptors are used up.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
+    }
+
+    /// A handle that sets it.
+    pub(crate) fn waker(&self) -> Waker {
+        Waker(Arc::clone(&self.0))
+    }
+
+    /// Unsets it.
+    pub(crate) fn clear(&self) {
+        // An event that is not set has nothing to clear.
+        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
+    }
+}
+
+impl AsFd for WakeEvent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl Waker {
+    /// Ends the current or the next wait.
+    pub fn wake(&self) {
+        // An event counter that is full has its reader woken already.
+        let _ = rustix::io::write(&*self.0, &1_u64.to_ne_bytes());
+    }
+}

@@ -1,0 +1,180 @@
+//! What others' misbehaviour may cost: memory held for tiny frames, and waiting behind bulk on a slow connection.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::time::{Duration, Instant};
+
+use ringwire_dataplane::Server;
+use ringwire_dataplane::counters::Counter;
+use ringwire_proto::yamux::{ConnectionEvent, Header};
+use support::{LIMIT, Peer, bridge, start_server, start_server_with};
+
+const STREAMS: usize = 1000;
+
+/// Bytes queued in all bridges, and memory held for them.
+fn queued_and_held(server: &Server) -> (usize, usize) {
+    let report = server.report().unwrap();
+    (report.bridges.iter().map(|bridge| bridge.forth.queued).sum(), report.held_len)
+}
+
+/// MB/s of a verified transfer between two peers of its own.
+fn honest_rate(server: &Server) -> f64 {
+    let (mut a, mut b) = (Peer::connect(server), Peer::connect(server));
+    let (on_a, on_b) = bridge(&mut a, &mut b);
+    let len = 16 << 20;
+    let started = Instant::now();
+    let sender = std::thread::spawn(move || {
+        a.write(on_a, &support::pattern(5, 0, len));
+        a.wait_end(on_a);
+    });
+    assert!(b.read_exact(on_b, len) == support::pattern(5, 0, len));
+    let rate = len as f64 / started.elapsed().as_secs_f64() / 1e6;
+    b.mux.reset(on_b);
+    b.pump();
+    sender.join().unwrap();
+    rate
+}
+
+#[test]
+fn tiny_frames_into_stalled_streams_hold_little_more_than_their_payload() {
+    // Room to promise both base windows of every stream.
+    let server = start_server_with(|config| config.buffer_memory_len = 2 << 30);
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let streams: Vec<u32> = (0..STREAMS).map(|_| bridge(&mut a, &mut b).0).collect();
+    let before = honest_rate(&server);
+    let starved_before = server.counters().value(Counter::ReceivesStarved);
+    // From here on b reads nothing, not even its connection. What the kernels take first is filled with one large stream.
+    let filler = vec![0; 64 * 1024];
+    let deadline = Instant::now() + LIMIT;
+    'fill: for &stream in streams.iter().cycle() {
+        assert!(Instant::now() < deadline, "b's connection never fills");
+        let mut frame = Header::data(stream, filler.len() as u32).encode().to_vec();
+        frame.extend_from_slice(&filler);
+        a.socket.write_all(&frame).unwrap();
+        if queued_and_held(&server).0 > filler.len() {
+            break 'fill;
+        }
+    }
+    let (queued_full, _) = queued_and_held(&server);
+    // One byte per frame, in turns over all streams.
+    let rounds = 100;
+    for round in 0..rounds {
+        let mut bytes = Vec::new();
+        for &stream in &streams {
+            bytes.extend_from_slice(&Header::data(stream, 1).encode());
+            bytes.push(round as u8);
+        }
+        a.socket.write_all(&bytes).unwrap();
+    }
+    let expected = queued_full + rounds * STREAMS;
+    let deadline = Instant::now() + LIMIT;
+    let (queued, held) = loop {
+        let (queued, held) = queued_and_held(&server);
+        if queued >= expected {
+            break (queued, held);
+        }
+        assert!(Instant::now() < deadline, "{queued} of {expected} bytes queued");
+    };
+    let during = honest_rate(&server);
+    println!(
+        "queued {queued}, held {held}; honest transfer {before:.0} MB/s before, {during:.0} MB/s beside it"
+    );
+    assert!(held <= 2 * queued + (1 << 20), "held {held} for {queued}");
+    assert_eq!(server.counters().value(Counter::ReceivesStarved), starved_before);
+    drop((a, b));
+    let deadline = Instant::now() + LIMIT;
+    while queued_and_held(&server).1 > 0 {
+        assert!(Instant::now() < deadline, "memory does not come back");
+    }
+    assert_eq!(server.report().unwrap().promised_len, 0);
+}
+
+#[test]
+fn a_slow_connection_with_bulk_still_gets_pings_and_echoes() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    socket2::SockRef::from(&b.socket).set_recv_buffer_size(32 * 1024).unwrap();
+    let bulk: Vec<(u32, u32)> = (0..8).map(|_| bridge(&mut a, &mut b)).collect();
+    let (echo_a, echo_b) = bridge(&mut a, &mut b);
+    let a_socket = a.socket.try_clone().unwrap();
+    let sender = std::thread::spawn(move || {
+        let bytes = vec![7; 64 * 1024];
+        let mut echoes = Vec::new();
+        let mut asked = None;
+        while !a.closed {
+            for &(stream, _) in &bulk {
+                let _ = a.mux.write(stream, &bytes);
+            }
+            if asked.is_none() && a.mux.write(echo_a, &[1; 64]).is_ok() {
+                asked = Some((Instant::now(), 0));
+            }
+            let mut buffer = [0; 64];
+            if let (Some((since, got)), Ok(len)) = (&mut asked, a.mux.read(echo_a, &mut buffer)) {
+                *got += len;
+                if *got == 64 {
+                    echoes.push(since.elapsed());
+                    asked = None;
+                }
+            }
+            a.pump();
+        }
+        echoes
+    });
+    // b reads 400 KB/s: 8 KB every 20 ms, and answers at once what it got.
+    let mut pings = Vec::new();
+    let mut waiting = false;
+    let (started, mut read_len) = (Instant::now(), 0_usize);
+    let mut buffer = [0; 8192];
+    while started.elapsed() < Duration::from_secs(6) {
+        let due = started + Duration::from_secs_f64(read_len as f64 / 400e3);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        let now = b.now();
+        if !waiting && started.elapsed() > Duration::from_secs(1) {
+            b.mux.ping(now);
+            waiting = true;
+        }
+        if let Ok(len) = b.socket.read(&mut buffer) {
+            read_len += len;
+            b.mux.push(now, &buffer[..len]);
+        }
+        for event in b.events() {
+            match event {
+                ConnectionEvent::PingAnswered { rtt_ns, .. } => {
+                    pings.push(Duration::from_nanos(rtt_ns));
+                    waiting = false;
+                }
+                ConnectionEvent::Readable(stream) => {
+                    let mut bytes = [0; 65_536];
+                    while let Ok(len @ 1..) = b.mux.read(stream, &mut bytes) {
+                        if stream == echo_b {
+                            b.mux.write(echo_b, &bytes[..len]).unwrap();
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        let mut out = Vec::new();
+        b.mux.poll_transmit(&mut out, 1 << 20);
+        b.socket.write_all(&out).unwrap();
+    }
+    let _ = a_socket.shutdown(Shutdown::Both);
+    let mut echoes = sender.join().unwrap();
+    let rate = read_len as f64 / started.elapsed().as_secs_f64() / 1e3;
+    pings.sort();
+    echoes.sort();
+    println!(
+        "{rate:.0} KB/s; {} pings, longest {:?}; {} echoes, longest {:?}",
+        pings.len(),
+        pings.last(),
+        echoes.len(),
+        echoes.last()
+    );
+    assert!(rate > 300.0, "the connection was busy");
+    // Medians: a busy test machine may hold up one of them.
+    assert!(pings.len() >= 3 && pings[pings.len() / 2] < Duration::from_secs(1), "{pings:?}");
+    assert!(echoes.len() >= 3 && echoes[echoes.len() / 2] < Duration::from_secs(1), "{echoes:?}");
+}
