@@ -1,0 +1,299 @@
+//! The bridge benchmark: pairs of clients move checked bytes through a server.
+//!
+//! In: [`Options`]. Out: a [`Report`]. Each pair is a sending and a receiving client with fresh keys; each stream is a
+//! dial from one to the other. Transfers start together, run for the given time, and end with a count that both sides
+//! agree on ([`super::transfer`]).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_proto::identity::{Address, SecretKey};
+use ringwire_proto::noise::Hybrid;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::process::{self, CpuTime};
+use super::report::{Latency, Report};
+use super::transfer::{self, PING_BYTES, TransferError};
+use crate::dmsg::{
+    Client, ClientConfig, ConnectError, DialError, Disconnected, ListenError, ServerAddress, Stream,
+};
+
+/// Port of the receiving clients.
+const PORT: u16 = 9;
+
+/// What may still be under way when the time is up must arrive within this time.
+const DRAIN_LIMIT: Duration = Duration::from_secs(30);
+
+const GIB: f64 = 1_073_741_824.0;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// As many bytes as possible, one way.
+    Bulk,
+    /// 64 bytes there and back, one at a time on each stream.
+    Latency,
+}
+
+/// A run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The server under test.
+    pub server: ServerAddress,
+    /// Its process, when it runs on this machine.
+    pub server_pid: Option<u32>,
+    /// Client pairs.
+    pub pairs: usize,
+    /// Streams of each pair.
+    pub streams: usize,
+    /// How long to send.
+    pub duration: Duration,
+    /// Bytes of one write.
+    pub write_bytes: usize,
+    /// What is measured.
+    pub mode: Mode,
+    /// One multiplexer frame per Noise frame.
+    pub go_frames: bool,
+    /// A system call for each header and each payload.
+    pub go_writes: bool,
+    /// The post-quantum part of the handshakes.
+    pub hybrid: Hybrid,
+}
+
+/// Why a run could not begin. What fails later is in the report.
+#[derive(Debug, Error)]
+pub enum BenchError {
+    /// No connection to the server.
+    #[error("{0}")]
+    Connect(#[from] ConnectError),
+    /// No stream through it.
+    #[error("{0}")]
+    Dial(#[from] DialError),
+    /// A fresh client cannot listen.
+    #[error("{0}")]
+    Listen(#[from] ListenError),
+    /// A connection ended while streams were set up.
+    #[error("{0}")]
+    Disconnected(#[from] Disconnected),
+    /// A task of the run panicked.
+    #[error("a task of the benchmark failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// How far a run is; shared with whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    bytes: AtomicU64,
+    ready: AtomicU64,
+}
+
+impl Progress {
+    /// Application bytes received so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Streams set up so far.
+    pub fn streams_ready(&self) -> u64 {
+        self.ready.load(Ordering::Relaxed)
+    }
+}
+
+/// One stream, both ends.
+struct Lane {
+    number: u64,
+    sender: Stream,
+    receiver: Stream,
+}
+
+/// What one end of a stream reports.
+enum End {
+    Sent(Histogram<u64>),
+    Received(u64),
+}
+
+/// Runs a benchmark.
+///
+/// # Errors
+/// See [`BenchError`]; only before the first byte. A run whose bytes do not arrive gives a report with
+/// `verified: false`.
+pub async fn run(options: Options, progress: Arc<Progress>) -> Result<Report, BenchError> {
+    let lanes = set_up(&options, &progress).await?;
+    let own_pid = std::process::id();
+    let cpu_time = |pid: Option<u32>| pid.and_then(CpuTime::now);
+    let before = (cpu_time(options.server_pid), cpu_time(Some(own_pid)));
+
+    let started = Instant::now();
+    let until = started + options.duration;
+    let mut ends = JoinSet::new();
+    for lane in lanes {
+        spawn_lane(&mut ends, lane, &options, until, &progress);
+    }
+    let mut collected = Collected { round_trips: transfer::histogram(), received: 0, errors: Vec::new() };
+    let limit = options.duration + DRAIN_LIMIT;
+    if timeout(limit, collected.collect(&mut ends)).await.is_err() {
+        let waiting = ends.len();
+        collected.errors.push(format!(
+            "{waiting} stream ends did not finish within {} s after the end",
+            DRAIN_LIMIT.as_secs()
+        ));
+        ends.shutdown().await;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let cost = |before: Option<CpuTime>, pid| Some(cpu_time(pid)?.since(&before?)?.as_secs_f64());
+    let server_cpu_s = cost(before.0, options.server_pid);
+    let client_cpu_s = cost(before.1, Some(own_pid));
+    let bytes = collected.received;
+    let gib = bytes as f64 / GIB;
+    let is_bulk = options.mode == Mode::Bulk;
+    Ok(Report {
+        verified: collected.errors.is_empty(),
+        mode: options.mode,
+        pairs: options.pairs,
+        streams: options.streams,
+        write_size: if is_bulk { options.write_bytes } else { PING_BYTES },
+        go_frames: options.go_frames,
+        go_writes: options.go_writes,
+        bytes,
+        seconds,
+        bits_per_second: bytes as f64 * 8.0 / seconds,
+        latency_us: Latency::of(&collected.round_trips),
+        server_cpu_s,
+        server_cpu_s_per_gib: server_cpu_s.filter(|_| is_bulk && bytes > 0).map(|cpu_s| cpu_s / gib),
+        server_rss_bytes: options.server_pid.and_then(process::resident_bytes),
+        client_cpu_s,
+        warnings: warnings(&options, server_cpu_s, client_cpu_s, seconds),
+        errors: collected.errors,
+    })
+}
+
+struct Collected {
+    round_trips: Histogram<u64>,
+    received: u64,
+    errors: Vec<String>,
+}
+
+impl Collected {
+    async fn collect(&mut self, ends: &mut JoinSet<Result<End, TransferError>>) {
+        while let Some(end) = ends.join_next().await {
+            match end {
+                Ok(Ok(End::Received(bytes))) => self.received += bytes,
+                Ok(Ok(End::Sent(round_trips))) => self.add(&round_trips),
+                Ok(Err(error)) => self.errors.push(error.to_string()),
+                Err(error) => self.errors.push(format!("a task of the benchmark failed: {error}")),
+            }
+        }
+    }
+
+    fn add(&mut self, round_trips: &Histogram<u64>) {
+        // Both have the same bounds, so nothing can be out of range.
+        self.round_trips.add(round_trips).ok();
+    }
+}
+
+fn spawn_lane(
+    ends: &mut JoinSet<Result<End, TransferError>>,
+    lane: Lane,
+    options: &Options,
+    until: Instant,
+    progress: &Arc<Progress>,
+) {
+    let Lane { number, mut sender, mut receiver } = lane;
+    let (mode, write_bytes, progress) = (options.mode, options.write_bytes, Arc::clone(progress));
+    ends.spawn(async move {
+        let echo = mode == Mode::Latency;
+        transfer::receive(&mut receiver, number, echo, &progress.bytes).await.map(End::Received)
+    });
+    ends.spawn(async move {
+        let mut round_trips = transfer::histogram();
+        match mode {
+            Mode::Bulk => transfer::send_bulk(&mut sender, number, write_bytes, until).await?,
+            Mode::Latency => transfer::send_pings(&mut sender, number, until, &mut round_trips).await?,
+        };
+        Ok(End::Sent(round_trips))
+    });
+}
+
+/// Connects all pairs at once, and opens the streams of each one after the other.
+async fn set_up(options: &Options, progress: &Arc<Progress>) -> Result<Vec<Lane>, BenchError> {
+    let mut pairs = JoinSet::new();
+    for pair in 0..options.pairs {
+        pairs.spawn(set_up_pair(options.clone(), pair, Arc::clone(progress)));
+    }
+    let mut lanes = Vec::with_capacity(options.pairs * options.streams);
+    while let Some(pair) = pairs.join_next().await {
+        lanes.append(&mut pair??);
+    }
+    Ok(lanes)
+}
+
+async fn set_up_pair(
+    options: Options,
+    pair: usize,
+    progress: Arc<Progress>,
+) -> Result<Vec<Lane>, BenchError> {
+    let config = || ClientConfig {
+        hybrid: options.hybrid,
+        go_frames: options.go_frames,
+        go_writes: options.go_writes,
+        ..ClientConfig::new(SecretKey::generate(&mut OsEntropy), options.server.clone())
+    };
+    let (sender, receiver) = tokio::try_join!(Client::connect(config()), Client::connect(config()))?;
+    let mut listener = receiver.listen(PORT)?;
+    // The server files a session a moment after the client's side of its handshake is done, and a dial before that
+    // finds nobody. An answered ping proves that it is filed; servers of 2024 do not answer, hence the bound.
+    timeout(Duration::from_millis(250), receiver.ping()).await.ok();
+    let destination = Address { key: receiver.public_key(), port: PORT };
+    let mut lanes = Vec::with_capacity(options.streams);
+    for stream in 0..options.streams {
+        let accept = async { listener.accept().await.map_err(BenchError::from) };
+        let dial = async { sender.dial(destination).await.map_err(BenchError::from) };
+        let (sender, receiver) = tokio::try_join!(dial, accept)?;
+        lanes.push(Lane { number: (pair * options.streams + stream) as u64, sender, receiver });
+        progress.ready.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(lanes)
+}
+
+fn warnings(
+    options: &Options,
+    server_cpu_s: Option<f64>,
+    client_cpu_s: Option<f64>,
+    seconds: f64,
+) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut warn = |text: String| warnings.push(text);
+    match options.server_pid {
+        None => warn("the server's process is not known (--server-pid): its cost was not measured".into()),
+        Some(pid) if server_cpu_s.is_none() => {
+            warn(format!("process {pid} cannot be read: the server's cost was not measured"));
+        }
+        Some(_) => {}
+    }
+    if cfg!(debug_assertions) {
+        warn("this program is a debug build: build with --release to measure".into());
+    }
+    if options.duration < Duration::from_secs(3) {
+        warn("a run of less than 3 s measures mostly its beginning: use --seconds 5 or more".into());
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
+    if let (Some(client), Some(server)) = (client_cpu_s, server_cpu_s) {
+        let busy = (client + server) / (cores * seconds);
+        // The server has no core of its own left to show what it can do.
+        if options.mode == Mode::Bulk && busy > 0.9 && client > server {
+            warn(format!(
+                "all {cores} cores were busy and the clients used {:.0} % of them: the rate shows this machine's \
+                 limit, compare the cost per GiB instead",
+                100.0 * client / (cores * seconds)
+            ));
+        }
+    }
+    warnings
+}

@@ -1,0 +1,118 @@
+//! The command line: what can be typed, and how a command ends.
+//!
+//! In: arguments and environment. Out: an exit code: 0 done, 1 failed, 2 not understood.
+
+mod bench;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use ringwire_proto::noise::Hybrid;
+use tracing_subscriber::EnvFilter;
+
+/// Environment variable with the log filter, such as `debug` or `ringwire=trace`.
+const LOG_VARIABLE: &str = "RINGWIRE_LOG";
+
+/// Forwarding plane for Skywire.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ringwire",
+    version,
+    about = "Ringwire: a dmsg server and the tools around it",
+    after_help = "Examples:
+  ringwire run                       a server on 127.0.0.1:8081, nothing else needed
+  ringwire bench bridge              its speed, measured with verified bytes, in a second terminal
+  ringwire bench bridge --json       the same for programs
+
+Environment:
+  RINGWIRE_STATE   directory of the key and of the note a running server leaves
+  RINGWIRE_LOG     log filter, such as info, debug or ringwire_dataplane=trace (default: warn)
+
+Exit codes: 0 done, 1 failed, 2 not understood."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a dmsg server until it is told to stop (SIGINT or SIGTERM)
+    Run(run::Arguments),
+    /// Measure a server
+    Bench {
+        #[command(subcommand)]
+        command: bench::Command,
+    },
+}
+
+/// The post-quantum part of handshakes, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum HybridChoice {
+    /// Classical handshakes only
+    Off,
+    /// Post-quantum with peers that can, classical with others
+    Offer,
+    /// Refuse peers that cannot
+    Require,
+}
+
+impl From<HybridChoice> for Hybrid {
+    fn from(choice: HybridChoice) -> Self {
+        match choice {
+            HybridChoice::Off => Self::Off,
+            HybridChoice::Offer => Self::Offer,
+            HybridChoice::Require => Self::Require,
+        }
+    }
+}
+
+/// Parses the arguments, does what they say, and reports failures on the error output.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(message) => {
+            // Nobody is left to tell when the terminal is gone.
+            message.print().ok();
+            return ExitCode::from(if message.use_stderr() { 2 } else { 0 });
+        }
+    };
+    start_log();
+    let result = match arguments.command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Bench { command } => bench::run(command),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            // Error texts of this program contain their causes, so the outermost is enough.
+            eprintln!("ringwire: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // Fails only when a subscriber is set already: then that one is meant.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .try_init()
+        .ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        Arguments::command().debug_assert();
+    }
+}

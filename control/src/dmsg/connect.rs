@@ -1,0 +1,98 @@
+//! From a server's address to a session: TCP, then the XK handshake (dmsg-wire 4.1).
+
+use std::io;
+use std::time::Duration;
+
+use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_proto::frame::{FRAME_BODY_MAX, push_prefix};
+use ringwire_proto::identity::SecretKey;
+use ringwire_proto::noise::{Handshake, HandshakeError, Hybrid, Outcome, Pattern, Role};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
+
+use super::address::ServerAddress;
+use super::error::{ConnectError, PeerFault};
+use super::limits::{CONNECT_LIMIT, HANDSHAKE_LIMIT};
+
+/// Connects and proves both sides' keys. Nothing behind the handshake is read.
+pub(super) async fn connect(
+    secret_key: &SecretKey,
+    server: &ServerAddress,
+    hybrid: Hybrid,
+) -> Result<(TcpStream, Outcome), ConnectError> {
+    let mut socket = within(CONNECT_LIMIT, server, "the TCP connection", open_socket(server)).await?;
+    let failed = |source| ConnectError::Io { server: server.clone(), source };
+    // dmsg-wire 4.1: on both sides.
+    socket.set_nodelay(true).map_err(failed)?;
+    let handshake = shake_hands(&mut socket, secret_key, server, hybrid);
+    let outcome = within(HANDSHAKE_LIMIT, server, "the handshake", handshake).await?;
+    Ok((socket, outcome))
+}
+
+async fn within<T>(
+    limit: Duration,
+    server: &ServerAddress,
+    step: &'static str,
+    work: impl Future<Output = Result<T, ConnectError>>,
+) -> Result<T, ConnectError> {
+    timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(ConnectError::TimedOut { server: server.clone(), step, limit }))
+}
+
+async fn open_socket(server: &ServerAddress) -> Result<TcpStream, ConnectError> {
+    let address = || server.address.clone();
+    let addresses: Vec<_> = lookup_host(&server.address)
+        .await
+        .map_err(|source| ConnectError::Resolve { address: address(), source })?
+        .collect();
+    TcpStream::connect(addresses.as_slice())
+        .await
+        .map_err(|source| ConnectError::Connect { address: address(), source })
+}
+
+async fn shake_hands(
+    socket: &mut TcpStream,
+    secret_key: &SecretKey,
+    server: &ServerAddress,
+    hybrid: Hybrid,
+) -> Result<Outcome, ConnectError> {
+    let fault = |error: HandshakeError| match error {
+        HandshakeError::HybridRequired => ConnectError::NotHybrid { server: server.clone() },
+        other => ConnectError::Fault { server: server.clone(), fault: other.into() },
+    };
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+            ConnectError::Refused { server: server.clone() }
+        }
+        _ => ConnectError::Io { server: server.clone(), source },
+    };
+    let mut handshake =
+        Handshake::new(Pattern::Xk, Role::Initiator, secret_key, Some(&server.key), hybrid, &mut OsEntropy)
+            .map_err(fault)?;
+    let mut message = Vec::new();
+    while !handshake.is_finished() {
+        if handshake.is_my_turn() {
+            message.clear();
+            handshake.write_message(&mut message).map_err(fault)?;
+            let mut frame = Vec::with_capacity(2 + message.len());
+            push_prefix(message.len(), &mut frame).map_err(|_| ConnectError::Fault {
+                server: server.clone(),
+                fault: PeerFault::FrameLength(message.len()),
+            })?;
+            frame.extend_from_slice(&message);
+            socket.write_all(&frame).await.map_err(failed)?;
+        } else {
+            let length = usize::from(socket.read_u16().await.map_err(failed)?);
+            if length > FRAME_BODY_MAX {
+                let fault = PeerFault::FrameLength(length);
+                return Err(ConnectError::Fault { server: server.clone(), fault });
+            }
+            message.resize(length, 0);
+            socket.read_exact(&mut message).await.map_err(failed)?;
+            handshake.read_message(&message).map_err(fault)?;
+        }
+    }
+    handshake.finish().map_err(fault)
+}

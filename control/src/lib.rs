@@ -1,0 +1,14 @@
+//! Ringwire's control plane as a library: the dmsg client, the state directory, the benchmark of a bridge.
+//!
+//! ```text
+//!   main ──► cli ──► state (key, server.json)
+//!             │
+//!             ├────► ringwire_dataplane::Server        ringwire run
+//!             └────► bench ──► dmsg ──► a server       ringwire bench bridge
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod cli;
+pub mod dmsg;
+pub mod state;

@@ -1,0 +1,209 @@
+//! The program as people run it: processes, signals, files, exit codes.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// A child process that does not outlive the test.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+fn ringwire(state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringwire"));
+    command.env("RINGWIRE_STATE", state).env_remove("RINGWIRE_LOG").stdin(Stdio::null());
+    command
+}
+
+fn start(state: &Path, arguments: &[&str]) -> (Process, Value) {
+    let mut command = ringwire(state);
+    command.args(["run", "--json", "--listen", "127.0.0.1:0"]).args(arguments).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let process = Process(child);
+    (process, serde_json::from_str(&line).unwrap())
+}
+
+fn signal(process: &Process, name: &str) {
+    let pid = process.0.id().to_string();
+    assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+}
+
+fn exit_code(process: &mut Process) -> Option<i32> {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(10) {
+        if let Some(status) = process.0.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("the process does not end");
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+}
+
+#[test]
+fn run_then_bench_then_stop() {
+    let state = tempfile::tempdir().unwrap();
+    let (mut server, ready) = start(state.path(), &[]);
+    assert_eq!(ready["event"], "ready");
+    assert_eq!(ready["control_pid"], server.0.id());
+    assert_eq!(ready["public_key"].as_str().unwrap().len(), 66);
+    let note: Value =
+        serde_json::from_slice(&std::fs::read(state.path().join("server.json")).unwrap()).unwrap();
+    assert_eq!(note["address"], ready["address"]);
+
+    for arguments in [
+        &["--mode", "bulk"][..],
+        &["--mode", "bulk", "--go-frames", "--write-size", "10000", "--hybrid", "require"],
+        &["--mode", "bulk", "--go-frames", "--go-writes"],
+        &["--mode", "bulk", "--write-size", "16", "--pairs", "1"],
+        &["--mode", "latency", "--streams", "1"],
+    ] {
+        let output = ringwire(state.path())
+            .args(["bench", "bridge", "--json", "--seconds", "0.5"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        let report = json(&output);
+        assert_eq!(report["verified"], true, "{report}");
+        assert!(report["bytes"].as_u64().unwrap() > 0, "{report}");
+        assert!(report["server_rss_bytes"].as_u64().unwrap() > 0, "{report}");
+        assert!(report["bits_per_second"].as_f64().unwrap() > 0.0, "{report}");
+        let latency = arguments.contains(&"latency");
+        assert_eq!(report["latency_us"]["p99"].is_f64(), latency, "{report}");
+        assert_eq!(report["server_cpu_s_per_gib"].is_f64(), !latency, "{report}");
+    }
+
+    signal(&server, "TERM");
+    assert_eq!(exit_code(&mut server), Some(0));
+    assert!(!state.path().join("server.json").exists());
+    let output = ringwire(state.path()).args(["bench", "bridge"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("ringwire run"), "{output:?}");
+
+    // The key stays.
+    let (mut again, ready_again) = start(state.path(), &[]);
+    assert_eq!(ready_again["public_key"], ready["public_key"]);
+    signal(&again, "INT");
+    assert_eq!(exit_code(&mut again), Some(0));
+}
+
+#[test]
+fn the_driver_is_a_choice() {
+    let state = tempfile::tempdir().unwrap();
+    let (_server, ready) = start(state.path(), &["--driver", "poll"]);
+    assert_eq!(ready["driver"], "poll");
+    let output =
+        ringwire(state.path()).args(["bench", "bridge", "--json", "--seconds", "0.5"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(json(&output)["verified"], true);
+}
+
+#[test]
+fn the_table_is_for_people() {
+    let state = tempfile::tempdir().unwrap();
+    let (_server, ready) = start(state.path(), &[]);
+    let server = format!("{}@{}", ready["public_key"].as_str().unwrap(), ready["address"].as_str().unwrap());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let output = ringwire(elsewhere.path())
+        .args(["bench", "bridge", "--seconds", "0.3", "--server", &server])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let table = text(&output.stdout);
+    assert!(table.contains("every byte arrived unchanged"), "{table}");
+    assert!(table.contains("--server-pid"), "{table}");
+    assert!(output.stderr.is_empty(), "no bar without a terminal: {output:?}");
+}
+
+#[test]
+fn the_ready_text_says_what_to_type_next() {
+    let state = tempfile::tempdir().unwrap();
+    let mut command = ringwire(state.path());
+    command.args(["run", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
+    let mut server = Process(command.spawn().unwrap());
+    let mut reader = BufReader::new(server.0.stdout.take().unwrap());
+    let mut shown = String::new();
+    while !shown.contains("Ctrl-C") {
+        assert!(reader.read_line(&mut shown).unwrap() > 0, "{shown}");
+    }
+    let next = format!("ringwire bench bridge --state {}", state.path().display());
+    assert!(shown.contains(&next), "{shown}");
+    signal(&server, "INT");
+    assert_eq!(exit_code(&mut server), Some(0));
+}
+
+#[test]
+fn a_busy_port_is_named_with_its_cure() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let state = tempfile::tempdir().unwrap();
+    let output = ringwire(state.path()).args(["run", "--listen", &address]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let shown = text(&output.stderr);
+    assert!(shown.contains(&address) && shown.contains("--listen"), "{shown}");
+    assert!(!state.path().join("server.json").exists());
+}
+
+#[test]
+fn an_exposed_key_stops_the_start() {
+    let state = tempfile::tempdir().unwrap();
+    let key = state.path().join("key");
+    std::fs::write(&key, format!("{}\n", "11".repeat(32))).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let output = ringwire(state.path()).args(["run", "--listen", "127.0.0.1:0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(&format!("chmod 600 {}", key.display())), "{output:?}");
+}
+
+#[test]
+fn exit_codes_tell_failure_from_misuse() {
+    let state = tempfile::tempdir().unwrap();
+    let code = |arguments: &[&str]| ringwire(state.path()).args(arguments).output().unwrap().status.code();
+    assert_eq!(code(&["--help"]), Some(0));
+    assert_eq!(code(&["bench", "bridge", "--help"]), Some(0));
+    assert_eq!(code(&["run", "--listen", "nowhere"]), Some(2));
+    assert_eq!(code(&["bench", "bridge", "--server", "127.0.0.1:8081"]), Some(2));
+    assert_eq!(code(&["bench", "bridge", "--seconds", "0"]), Some(2));
+    assert_eq!(code(&[]), Some(2));
+    assert_eq!(code(&["bench", "bridge"]), Some(1));
+}
+
+#[test]
+fn a_server_that_dies_during_a_run_fails_the_run() {
+    let state = tempfile::tempdir().unwrap();
+    let (server, _ready) = start(state.path(), &[]);
+    let mut bench = ringwire(state.path());
+    bench
+        .args(["bench", "bridge", "--json", "--seconds", "20"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut bench = Process(bench.spawn().unwrap());
+    std::thread::sleep(Duration::from_millis(1500));
+    signal(&server, "KILL");
+    assert_eq!(exit_code(&mut bench), Some(1));
+    let mut shown = String::new();
+    bench.0.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+    let report: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(report["verified"], false, "{report}");
+    assert!(!report["errors"].as_array().unwrap().is_empty(), "{report}");
+}
