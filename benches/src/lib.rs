@@ -1,0 +1,31 @@
+//! Measurements against a peer in the same run: `cargo xtask bench relay`.
+//!
+//! Modules in the order in which a run goes:
+//!
+//! ```text
+//!  command ──► workload, measure ──► relay::child ──► (process) relay::{ringwire, tokio_copy, splice}   core 0
+//!                   │                                     ▲                │
+//!                   ├──► link ──► raw_session             │ frames         │ frames
+//!                   │      │                              │                ▼
+//!                   ├──► generator: senders ──────────────┘         generator: sinks                    core 1
+//!                   ├──► (process) ping ◄───────────────────────────────────────────►                   core 1
+//!                   ▼
+//!                report ◄── statistics
+//! ```
+//!
+//! Every comparison is paired: the same frames over the same number of connections, interleaved in one run on one
+//! machine. Stored numbers are never a gate. A row in which a byte was lost or a relay printed a warning is invalid,
+//! and so is a saturating row whose relay had time left.
+
+pub mod command;
+pub mod cpu;
+pub mod frames;
+pub mod generator;
+pub mod link;
+pub mod measure;
+pub mod ping;
+pub mod raw_session;
+pub mod relay;
+pub mod report;
+pub mod statistics;
+pub mod workload;

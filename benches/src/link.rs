@@ -1,0 +1,133 @@
+//! Connections through a relay: one sender's and one sink's for each session pair, whatever the relay.
+//!
+//! In: where the relay listens. Out: a [`Link`] whose two sockets carry the same yamux frames in both cases. Through a
+//! reference relay the frames are bytes like any others. Through our server both ends hold real dmsg sessions, and the
+//! streams are opened with real requests. Called by [`crate::measure`] and by the ping process.
+
+use crate::raw_session::RawSession;
+use anyhow::{Context, Result};
+use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_proto::identity::{Address, PublicKey, SecretKey};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+/// Credit that a sink grants for each stream at the start, on top of the initial window.
+pub const SINK_CREDIT: u32 = 1 << 30;
+/// Port on which sinks are dialled.
+const SINK_PORT: u16 = 80;
+/// Stands for "no window": a plain relay has only TCP's.
+const UNLIMITED: u64 = u64::MAX / 2;
+
+/// A session pair: what a sender writes on one socket comes out of the other.
+#[derive(Debug)]
+pub struct Link {
+    /// The sender's connection.
+    pub sender: TcpStream,
+    /// The sink's connection.
+    pub sink: TcpStream,
+    /// Whether the relay speaks yamux: credit limits the sender, and the sink has to return it.
+    pub windowed: bool,
+    /// Streams for bulk.
+    pub streams: Vec<StreamPair>,
+    /// A stream for a ping beside them.
+    pub ping: Option<StreamPair>,
+}
+
+/// One stream from sender to sink.
+#[derive(Clone, Copy, Debug)]
+pub struct StreamPair {
+    /// Its id on the sender's connection.
+    pub sender_id: u32,
+    /// Its id on the sink's connection.
+    pub sink_id: u32,
+    /// Bytes that the sender may send at once.
+    pub sender_credit: u64,
+    /// Bytes that the sink may send back at once.
+    pub sink_credit: u64,
+}
+
+/// How to get through a relay.
+#[derive(Debug)]
+pub enum Route<'a> {
+    /// Connect to `relay`; it connects to `sink`.
+    Plain {
+        /// Where the relay listens.
+        relay: SocketAddr,
+        /// Where it connects to.
+        sink: &'a TcpListener,
+    },
+    /// Two sessions at our server.
+    Sessions {
+        /// Where the server listens.
+        server: SocketAddr,
+        /// Its key.
+        key: PublicKey,
+    },
+}
+
+impl Link {
+    /// Connects both ends and opens `streams` streams for bulk, and one for a ping when `ping`.
+    ///
+    /// # Errors
+    /// When the relay does not let one of them through.
+    pub fn open(route: &Route<'_>, streams: usize, ping: bool) -> Result<Self> {
+        let wanted = streams + usize::from(ping);
+        let (sender, sink, mut pairs, windowed) = match route {
+            Route::Plain { relay, sink } => {
+                let (sender, sink) = connect_plain(*relay, sink)?;
+                (sender, sink, plain_streams(wanted), false)
+            }
+            Route::Sessions { server, key } => {
+                let (sender, sink, pairs) = connect_sessions(*server, key, wanted)?;
+                (sender, sink, pairs, true)
+            }
+        };
+        let ping = if ping { pairs.pop() } else { None };
+        Ok(Self { sender, sink, windowed, streams: pairs, ping })
+    }
+}
+
+fn connect_plain(relay: SocketAddr, sink: &TcpListener) -> Result<(TcpStream, TcpStream)> {
+    let sender = TcpStream::connect(relay).context("the relay cannot be reached")?;
+    // One connection is under way at a time, so the next one accepted is its other end.
+    let (sink, _) = sink.accept().context("the relay did not connect to the sink")?;
+    sender.set_nodelay(true)?;
+    sink.set_nodelay(true)?;
+    Ok((sender, sink))
+}
+
+/// The ids that a mux client would use, on both sides: nobody renumbers them.
+fn plain_streams(count: usize) -> Vec<StreamPair> {
+    (0..)
+        .map(|index| 2 * index + 1)
+        .map(|id| StreamPair { sender_id: id, sink_id: id, sender_credit: UNLIMITED, sink_credit: UNLIMITED })
+        .take(count)
+        .collect()
+}
+
+fn connect_sessions(
+    server: SocketAddr,
+    key: &PublicKey,
+    streams: usize,
+) -> Result<(TcpStream, TcpStream, Vec<StreamPair>)> {
+    let sink_key = SecretKey::generate(&mut OsEntropy);
+    let sender_key = SecretKey::generate(&mut OsEntropy);
+    let destination = Address { key: sink_key.public_key(), port: SINK_PORT };
+    let mut sink = RawSession::connect(server, key, &sink_key).context("the sink has no session")?;
+    let mut sender = RawSession::connect(server, key, &sender_key).context("the sender has no session")?;
+    let mut pairs = Vec::with_capacity(streams);
+    for _ in 0..streams {
+        let dial = sender.dial(destination)?;
+        let accepted = sink.accept()?;
+        let dialled = sender.finish_dial(dial)?;
+        // Both directions: the sink for bulk, the sender for the echo of a ping.
+        sink.grant(accepted.id, SINK_CREDIT)?;
+        sender.grant(dialled.id, SINK_CREDIT)?;
+        pairs.push(StreamPair {
+            sender_id: dialled.id,
+            sink_id: accepted.id,
+            sender_credit: dialled.send_credit,
+            sink_credit: accepted.send_credit,
+        });
+    }
+    Ok((sender.into_socket()?, sink.into_socket()?, pairs))
+}

@@ -1,0 +1,76 @@
+//! The relays under test. Each is a process of its own: this program, started again with a hidden subcommand.
+//!
+//! In: a core, and the sink's listeners for the reference relays. Out: one line of JSON ([`Ready`]) on standard output
+//! once it listens; then it relays until it is killed or its standard input ends. A reference relay listens once for
+//! each sink, connects to that sink for each connection it accepts, and copies both ways. Whatever a relay prints on
+//! standard error makes its row invalid.
+
+pub mod child;
+pub mod ringwire;
+pub mod splice;
+pub mod tokio_copy;
+
+use serde::{Deserialize, Serialize};
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+/// One relay of the comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Relay {
+    /// Our server, dmsg sessions on both sides.
+    Ringwire,
+    /// tokio, current-thread runtime, `copy_bidirectional` with two buffers of 64 KiB for each connection.
+    Tokio64k,
+    /// The same with two buffers of 256 KiB.
+    Tokio256k,
+    /// epoll and splice(2) through a pipe for each direction.
+    Splice,
+}
+
+impl Relay {
+    /// All of them, in the order of the rows.
+    pub const ALL: [Self; 4] = [Self::Ringwire, Self::Tokio64k, Self::Tokio256k, Self::Splice];
+
+    /// Name in rows and patterns.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ringwire => "ringwire",
+            Self::Tokio64k => "tokio64k",
+            Self::Tokio256k => "tokio256k",
+            Self::Splice => "splice",
+        }
+    }
+}
+
+/// What a relay says when it listens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// Where to connect; one for each sink of a reference relay, one in all of ours.
+    pub addresses: Vec<SocketAddr>,
+    /// Our server's public key, 66 hex digits.
+    pub public_key: Option<String>,
+    /// What moves the bytes, for the header of the report.
+    pub driver: String,
+}
+
+impl Ready {
+    /// Prints the line.
+    ///
+    /// # Errors
+    /// When standard output is closed.
+    pub fn print(&self) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        serde_json::to_writer(&mut out, self)?;
+        out.write_all(b"\n")?;
+        Ok(out.flush()?)
+    }
+}
+
+/// A listener on a free port of the loopback interface with a backlog for all connections of the largest workload.
+///
+/// # Errors
+/// The kernel's.
+pub fn loopback_listener() -> std::io::Result<TcpListener> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+}

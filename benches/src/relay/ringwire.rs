@@ -1,0 +1,44 @@
+//! Our server as a relay of the comparison.
+//!
+//! In: nothing but the process's core. Out: sessions accepted and bridged. One worker, the defaults of the library, a
+//! new key each time; warnings of the server go to standard error, where they make the row invalid. Started by
+//! [`super::child`] in a process of its own, which closes its standard input to end it; it then prints its counters.
+
+use super::Ready;
+use anyhow::{Context, Result, bail};
+use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_dataplane::{Server, ServerConfig};
+use ringwire_proto::identity::SecretKey;
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// Serves until standard input ends.
+///
+/// # Errors
+/// When the server does not start, or ended by itself before.
+pub fn run() -> Result<()> {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let server = Server::start(ServerConfig::new(SecretKey::generate(&mut OsEntropy), vec![address]))?;
+    let ready = Ready {
+        addresses: server.addresses().to_vec(),
+        public_key: Some(server.public_key().to_string()),
+        driver: "io_uring".into(),
+    };
+    ready.print()?;
+    // This thread sleeps here while the worker works: its share of the process's clock is nothing.
+    std::io::stdin().lock().read_to_end(&mut Vec::new())?;
+    if server.has_failed() {
+        bail!("the worker ended by itself");
+    }
+    let counters: BTreeMap<String, u64> =
+        server.counters().iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    server.stop().context("the worker had failed")?;
+    println!("{}", serde_json::to_string(&counters)?);
+    Ok(())
+}

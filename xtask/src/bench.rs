@@ -1,0 +1,47 @@
+//! `cargo xtask bench relay [options]`: builds the package `ringwire-benches` in release and becomes its program.
+
+use crate::steps::{cargo_command, run as run_command};
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use std::os::unix::process::CommandExt;
+
+/// Which measurement.
+#[derive(clap::Args)]
+#[command(disable_help_subcommand = true)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    measurement: Measurement,
+}
+
+#[derive(Subcommand)]
+enum Measurement {
+    /// Our server and reference relays, interleaved in the same run (`cargo xtask bench relay --help` lists the
+    /// options).
+    #[command(disable_help_flag = true)]
+    Relay {
+        /// Passed on unchanged: --json, --rounds, --seconds, --only, --quick, ...
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+}
+
+/// Builds and then replaces this process, so that the bench's status is the task's.
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let Measurement::Relay { options } = &arguments.measurement;
+    let build = ["build", "--release", "--package", "ringwire-benches", "--bin", "ringwire-benches"];
+    run_command(&format!("cargo {}", build.join(" ")), &mut cargo_command(&build)?)?;
+    // `cargo run` finds the target directory whatever the configuration says; the build above already printed.
+    let start = [
+        "run",
+        "--quiet",
+        "--release",
+        "--package",
+        "ringwire-benches",
+        "--bin",
+        "ringwire-benches",
+        "--",
+        "relay",
+    ];
+    let error = cargo_command(&start)?.args(options).exec();
+    Err(error).context("cargo could not be started")
+}

@@ -1,0 +1,116 @@
+//! Running other programs: where the workspace is, which cargo to call, and a list of timed steps.
+//!
+//! In: program arguments. Out: success, or an error that names the command to repeat. Used by every command.
+
+use anyhow::{Context, Result, bail};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// The top of the workspace: the directory above this package.
+pub(crate) fn workspace_root() -> Result<PathBuf> {
+    // Cargo sets the variable for `cargo run`, which is what the alias `cargo xtask` is. The path of the build is the
+    // fallback for a binary that is started by hand.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let root = package.parent().context("the package directory has no parent")?;
+    Ok(root.to_path_buf())
+}
+
+/// The cargo that runs this task, so that a toolchain override reaches every step.
+pub(crate) fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// A cargo command at the top of the workspace.
+pub(crate) fn cargo_command(arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(cargo());
+    command.current_dir(workspace_root()?).args(arguments);
+    Ok(command)
+}
+
+/// Runs a command to its end; `words` is how a person would type it.
+pub(crate) fn run(words: &str, command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("`{words}` could not be started"))?;
+    if !status.success() {
+        bail!("`{words}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// One named step of a longer task.
+pub(crate) struct Step {
+    /// Short name for the table.
+    pub(crate) name: &'static str,
+    /// Arguments to cargo.
+    pub(crate) arguments: Vec<&'static str>,
+    /// Environment added for this step.
+    pub(crate) environment: Vec<(&'static str, &'static str)>,
+}
+
+/// Runs the steps in order, stops at the first failure, and prints the time of each in both cases.
+pub(crate) fn run_all(steps: &[Step]) -> Result<()> {
+    let began = Instant::now();
+    let mut table = Vec::with_capacity(steps.len());
+    let mut failure = None;
+    for step in steps {
+        let words = format!("cargo {}", step.arguments.join(" "));
+        eprintln!("==> {}: {words}", step.name);
+        let step_began = Instant::now();
+        let mut command = cargo_command(&step.arguments)?;
+        command.envs(step.environment.iter().copied());
+        let result = run(&words, &mut command);
+        table.push((step.name, if result.is_ok() { "ok" } else { "FAILED" }, step_began.elapsed()));
+        if let Err(error) = result {
+            failure = Some((step.name, error));
+            break;
+        }
+    }
+    for step in &steps[table.len()..] {
+        table.push((step.name, "not run", Duration::ZERO));
+    }
+    println!();
+    for (name, outcome, time) in &table {
+        println!("{name:<12} {outcome:<8} {:>8.1} s", time.as_secs_f64());
+    }
+    let total = began.elapsed().as_secs_f64();
+    match failure {
+        None => {
+            println!("total: {} steps passed in {total:.1} s", steps.len());
+            Ok(())
+        }
+        Some((name, error)) => {
+            println!("total: FAILED at {name} after {total:.1} s");
+            Err(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workspace_root_holds_the_version_table() {
+        let manifest = std::fs::read_to_string(workspace_root().unwrap().join("Cargo.toml")).unwrap();
+        assert!(manifest.contains("[workspace.dependencies]"));
+    }
+
+    #[test]
+    fn a_failing_step_stops_the_list() {
+        let step = |name, argument| Step {
+            name,
+            arguments: vec![argument],
+            environment: vec![("CARGO_TERM_QUIET", "true")],
+        };
+        let error = run_all(&[
+            step("first", "--version"),
+            step("second", "no-such-command"),
+            step("third", "--version"),
+        ])
+        .unwrap_err();
+        assert!(error.to_string().contains("cargo no-such-command"), "{error}");
+        run_all(&[step("only", "--version")]).unwrap();
+    }
+}

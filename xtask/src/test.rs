@@ -1,0 +1,27 @@
+//! `cargo xtask test`: what a reviewer and the continuous integration run, cheapest step first.
+
+use crate::steps::{Step, run_all};
+use anyhow::Result;
+
+/// No options: the command means the same everywhere.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {}
+
+/// Runs format check, clippy, documentation and all tests; stops at the first failure.
+pub(crate) fn run(_arguments: &Arguments) -> Result<()> {
+    run_all(&steps())
+}
+
+fn steps() -> Vec<Step> {
+    let step = |name, arguments: &[&'static str], environment: &[(&'static str, &'static str)]| Step {
+        name,
+        arguments: arguments.to_vec(),
+        environment: environment.to_vec(),
+    };
+    vec![
+        step("format", &["fmt", "--all", "--check"], &[]),
+        step("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
+        step("documents", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
+        step("tests", &["test", "--workspace"], &[]),
+    ]
+}
