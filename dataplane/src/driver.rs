@@ -55,7 +55,8 @@ pub trait Driver {
 pub struct Wait {
     /// Return at this time even if nothing has finished. `None`: wait for a completion or a wake-up.
     pub until: Option<Nanos>,
-    /// After the first completion, wait up to this many microseconds for company. Zero: return at once.
+    /// After the first completion, wait up to this many microseconds for company. Zero: return at once. A wish: a driver that
+    /// would lose by it returns at once.
     pub company_us: u32,
     /// Do not wait at all.
     pub poll: bool,

@@ -25,6 +25,7 @@ pub mod counters;
 pub mod driver;
 pub mod entropy;
 pub mod freeze;
+pub mod inspect;
 pub mod limits;
 pub mod mail;
 pub mod poll;

@@ -47,6 +47,12 @@ pub const GATHER_PARTS_MAX: usize = 512;
 /// Bytes one stream may send in a round of deficit round robin: several of the Go clients' 4 KiB writes, one large frame.
 pub const STREAM_QUANTUM_LEN: usize = 64 * 1024;
 
+/// A data frame of at most this many bytes counts as interactive: somebody may wait for the answer.
+pub const INTERACTIVE_LEN_MAX: u32 = 1024;
+
+/// So long after a larger frame, in nanoseconds, a small one counts as interactive again.
+pub const INTERACTIVE_AFTER_NS: u64 = 10_000_000;
+
 /// A stream whose whole queue is at most this long goes out before bulk: requests, responses, keystrokes, echoes.
 pub const URGENT_QUEUE_LEN_MAX: usize = 2048;
 

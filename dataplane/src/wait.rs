@@ -2,16 +2,16 @@
 //!
 //! A stream of small writes that arrive one by one costs a wake-up each. Waiting a little for company moves many of them
 //! with one receive and one send, at the price of the wait; a lone request and its answer only pay the price. So the worker
-//! waits for company only while traffic flows and its recent wake-ups found little work each; after a pause, or when
-//! wake-ups bring plenty by themselves, it returns at once.
+//! waits for company only while traffic flows in small pieces and nobody seems to wait for an answer; after a pause, when
+//! receives bring plenty by themselves, or beside interactive traffic it returns at once.
 
-use crate::driver::{Batch, Completion, Nanos, Wait};
+use crate::driver::{Nanos, Wait};
 
-/// Received bytes in a turn from which on a wake-up was worth it by itself.
-const TURN_LEN_WORTHY: usize = 32 * 1024;
-/// Below this rate, in bytes per second, traffic counts as interactive: no waiting for company.
-const RATE_FLOWING: u64 = 8 * 1024 * 1024;
-/// Over which time the rate is measured, in nanoseconds.
+/// Received bytes per receive from which on waiting longer gains little.
+const RECEIVE_LEN_WORTHY: usize = 32 * 1024;
+/// Bytes that must be expected within a wait for it to gather anything: one Go client's frame.
+const COMPANY_LEN_MIN: u64 = 4096;
+/// Over which time traffic is judged, in nanoseconds.
 const WINDOW_NS: u64 = 1_000_000;
 
 /// Chooses each turn's wait from what the last turns brought.
@@ -21,13 +21,21 @@ pub struct WaitPolicy {
     company_us: u32,
     window_start: Nanos,
     window_len: usize,
-    window_turns: usize,
+    window_receives: usize,
+    window_interactive: u64,
 }
 
 impl WaitPolicy {
     /// A policy that waits for company at most `company_us_max` microseconds; 0: never.
     pub fn new(company_us_max: u32) -> Self {
-        Self { company_us_max, company_us: 0, window_start: 0, window_len: 0, window_turns: 0 }
+        Self {
+            company_us_max,
+            company_us: 0,
+            window_start: 0,
+            window_len: 0,
+            window_receives: 0,
+            window_interactive: 0,
+        }
     }
 
     /// The wait of the next turn; `timer`: when the wheel fires.
@@ -35,69 +43,49 @@ impl WaitPolicy {
         Wait { until: timer.map(|at| at.max(now)), company_us: self.company_us, poll: false }
     }
 
-    /// What a turn brought.
-    pub fn observe(&mut self, now: Nanos, batch: &Batch) {
-        let received: usize = batch.spans.iter().map(|span| span.len()).sum();
-        let has_traffic = batch
-            .completions
-            .iter()
-            .any(|completion| matches!(completion, Completion::Received { .. } | Completion::Sent { .. }));
-        self.window_len += received;
-        self.window_turns += usize::from(has_traffic);
+    /// What a turn brought; `interactive`: complete small data frames in it, which somebody may be waiting for.
+    pub fn observe(&mut self, now: Nanos, received_len: usize, receives: usize, interactive: u64) {
+        self.window_len += received_len;
+        self.window_receives += receives;
+        self.window_interactive += interactive;
         let elapsed = now.saturating_sub(self.window_start);
         if elapsed < WINDOW_NS {
             return;
         }
-        let rate = self.window_len as u64 * 1_000_000_000 / elapsed.max(1);
-        let per_turn = self.window_len / self.window_turns.max(1);
-        // Much traffic in small pieces: wait. Otherwise each wake-up is either worth it or must not be delayed.
-        self.company_us =
-            if rate >= RATE_FLOWING && per_turn < TURN_LEN_WORTHY { self.company_us_max } else { 0 };
+        let expected = self.window_len as u64 * u64::from(self.company_us_max) * 1000 / elapsed.max(1);
+        let per_receive = self.window_len / self.window_receives.max(1);
+        // Much traffic in small pieces, and nobody who waits for an answer: wait. Otherwise each wake-up is either worth it or
+        // must not be delayed.
+        let waits =
+            expected >= COMPANY_LEN_MIN && per_receive < RECEIVE_LEN_WORTHY && self.window_interactive == 0;
+        self.company_us = if waits { self.company_us_max } else { 0 };
         self.window_start = now;
-        self.window_len = 0;
-        self.window_turns = 0;
+        (self.window_len, self.window_receives, self.window_interactive) = (0, 0, 0);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::PAGE_LEN;
-    use crate::ring::Pool;
-    use crate::slab::Key;
 
-    /// Feeds turns of `len` received bytes every `gap_ns` and returns the wait that results.
-    fn wait_after(len: usize, gap_ns: u64) -> u32 {
-        let mut pool = Pool::new(64 * PAGE_LEN).unwrap();
+    /// The wait that results from turns with `receives` receives of `len` bytes each, every `gap_ns`.
+    fn wait_after(len: usize, receives: usize, gap_ns: u64, interactive: u64) -> u32 {
         let mut policy = WaitPolicy::new(100);
         let mut now = 1_000_000_000;
         for _ in 0..2000 {
             now += gap_ns;
-            let mut batch = Batch::default();
-            let mut left = len;
-            while left > 0 {
-                let page = pool.lend().unwrap();
-                batch.spans.push(pool.received(page, left.min(PAGE_LEN)));
-                left -= left.min(PAGE_LEN);
-            }
-            batch.completions.push(Completion::Received {
-                socket: Key::NONE,
-                first: 0,
-                count: batch.spans.len(),
-            });
-            policy.observe(now, &batch);
-            for span in batch.spans {
-                pool.release(span);
-            }
+            policy.observe(now, len * receives, receives, interactive);
         }
         policy.choose(now, None).company_us
     }
 
     #[test]
     fn waits_for_company_only_when_much_comes_in_small_pieces() {
-        assert_eq!(wait_after(4108, 20_000), 100, "a train of small frames");
-        assert_eq!(wait_after(256 * 1024, 100_000), 0, "bulk fills every turn by itself");
-        assert_eq!(wait_after(64, 60_000), 0, "a lone ping-pong");
-        assert_eq!(wait_after(4096, 10_000_000), 0, "a trickle");
+        assert_eq!(wait_after(4108, 1, 20_000, 0), 100, "a train of small frames");
+        assert_eq!(wait_after(4108, 64, 500_000, 0), 100, "small frames on many connections");
+        assert_eq!(wait_after(256 * 1024, 1, 100_000, 0), 0, "bulk fills every receive by itself");
+        assert_eq!(wait_after(64, 1, 60_000, 1), 0, "a lone ping-pong");
+        assert_eq!(wait_after(4108, 1, 20_000, 1), 0, "a ping-pong beside small frames");
+        assert_eq!(wait_after(4108, 1, 200_000, 0), 0, "a trickle");
     }
 }

@@ -1,8 +1,8 @@
 //! One core's turn. Read this after `docs/ARCHITECTURE.md`; everything else hangs on it.
 //!
 //! 1. **Reap**: the driver moves what has finished into a batch, at most so many completions a turn.
-//! 2. **Handle**: each completion goes to its session; bytes become frames, frames become decisions ([`crate::session`],
-//!    [`crate::bridge`]).
+//! 2. **Handle**: each completion goes to its session; bytes become frames, frames become decisions (modules `session`,
+//!    `bridge`).
 //! 3. **Forward**: each session with something to send gets at most one gathered send.
 //! 4. **Mail**: what others want of the worker ([`crate::mail`]).
 //! 5. **Submit and wait**: one call into the kernel, with a wait chosen by [`crate::wait`].
@@ -104,6 +104,8 @@ pub struct Worker<D> {
     pub(crate) stopping: bool,
     /// What is pending at the driver is being taken back, and nothing new is asked of it.
     pub(crate) freezing: bool,
+    /// Complete small data frames of this turn.
+    pub(crate) interactive: u64,
     /// Session of each connection, by the connection's index.
     by_socket: Vec<Option<(SocketKey, Key)>>,
     due: Vec<Timer>,
@@ -161,6 +163,7 @@ impl<D: Driver> Worker<D> {
             scratch: Vec::with_capacity(limits::PAGE_LEN),
             stopping: false,
             freezing: false,
+            interactive: 0,
             by_socket: Vec::new(),
             due: Vec::new(),
             stop,
@@ -190,9 +193,16 @@ impl<D: Driver> Worker<D> {
         self.driver.turn(wait, batch)?;
         self.counters.count(Counter::Turns);
         self.counters.add(Counter::TurnsExhausted, u64::from(batch.exhausted));
-        self.wait.observe(self.driver.now(), batch);
+        let received_len = batch.spans.iter().map(|span| span.len()).sum();
+        let receives = batch
+            .completions
+            .iter()
+            .filter(|completion| matches!(completion, Completion::Received { .. }))
+            .count();
 
         self.handle(batch);
+        let interactive = std::mem::take(&mut self.interactive);
+        self.wait.observe(self.driver.now(), received_len, receives, interactive);
         self.expire();
         self.rearm_starved();
         self.forward();

@@ -10,7 +10,13 @@ use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_dataplane::mail::Limit;
 use ringwire_proto::identity::SecretKey;
 use ringwire_proto::noise::Hybrid;
+use support::drivers::on_each_driver;
 use support::{LIMIT, Peer, bridge, pattern, proxy, start_server};
+
+on_each_driver!(
+    a_lone_stream_is_not_limited_on_our_half_of_a_long_path,
+    a_receiver_with_a_small_window_far_away_is_named_as_the_limit,
+);
 
 fn far(server: &Server, round_trip: Duration) -> Peer {
     let address = proxy::start(server.addresses()[0], round_trip / 2);
@@ -48,7 +54,6 @@ fn transfer(mut a: Peer, on_a: u32, b: &mut Peer, on_b: u32, len: usize) -> f64 
     rate
 }
 
-#[test]
 fn a_lone_stream_is_not_limited_on_our_half_of_a_long_path() {
     let server = start_server();
     let mut a = far(&server, Duration::from_millis(100));
@@ -60,7 +65,6 @@ fn a_lone_stream_is_not_limited_on_our_half_of_a_long_path() {
     assert!(rate >= 20e6, "{:.1} MB/s", rate / 1e6);
 }
 
-#[test]
 fn a_receiver_with_a_small_window_far_away_is_named_as_the_limit() {
     let server = start_server();
     let mut a = Peer::connect(&server);

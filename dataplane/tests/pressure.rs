@@ -10,7 +10,13 @@ use std::time::{Duration, Instant};
 use ringwire_dataplane::Server;
 use ringwire_dataplane::counters::Counter;
 use ringwire_proto::yamux::{ConnectionEvent, Header};
+use support::drivers::on_each_driver;
 use support::{LIMIT, Peer, bridge, start_server, start_server_with};
+
+on_each_driver!(
+    tiny_frames_into_stalled_streams_hold_little_more_than_their_payload,
+    a_slow_connection_with_bulk_still_gets_pings_and_echoes,
+);
 
 const STREAMS: usize = 1000;
 
@@ -38,7 +44,6 @@ fn honest_rate(server: &Server) -> f64 {
     rate
 }
 
-#[test]
 fn tiny_frames_into_stalled_streams_hold_little_more_than_their_payload() {
     // Room to promise both base windows of every stream.
     let server = start_server_with(|config| config.buffer_memory_len = 2 << 30);
@@ -92,7 +97,6 @@ fn tiny_frames_into_stalled_streams_hold_little_more_than_their_payload() {
     assert_eq!(server.report().unwrap().promised_len, 0);
 }
 
-#[test]
 fn a_slow_connection_with_bulk_still_gets_pings_and_echoes() {
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));

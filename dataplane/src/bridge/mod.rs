@@ -39,6 +39,8 @@ pub(crate) struct Half {
     pub(crate) expected: Option<Box<Expected>>,
     /// When its peer last sent payload.
     pub(crate) active_at: Nanos,
+    /// When its peer last began a frame too large to be interactive.
+    pub(crate) large_at: Nanos,
     /// Session whose bytes it sends: the partner's, kept so that turns are fair between sources after the partner is gone.
     pub(crate) source: Key,
     /// Credit of its peer that counts against the budget, in bytes: the base window and what was granted beyond it.
@@ -106,6 +108,7 @@ impl Half {
             is_forward,
             expected: None,
             active_at: 0,
+            large_at: 0,
             source: Key::NONE,
             promised: 0,
             window_len: 0,

@@ -37,6 +37,18 @@ impl<D: Driver> Worker<D> {
         }
     }
 
+    /// A data frame of `len` bytes begins on a half. A small one counts as interactive, unless it is the rest of something
+    /// larger: Go clients cut a write into frames of 4 KiB and a remainder.
+    pub(crate) fn note_frame(&mut self, half_key: Key, len: u32) {
+        let now = self.driver.now();
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        if len > limits::INTERACTIVE_LEN_MAX {
+            half.large_at = now;
+        } else if now.saturating_sub(half.large_at) > limits::INTERACTIVE_AFTER_NS {
+            self.interactive += 1;
+        }
+    }
+
     /// Nobody wants these bytes any more, but the sender's credit is returned: other streams are not its business.
     fn drop_payload(&mut self, half_key: Key, len: usize) {
         self.counters.add(Counter::BytesDropped, len as u64);

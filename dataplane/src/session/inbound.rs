@@ -124,8 +124,11 @@ impl<D: Driver> Worker<D> {
         let behind = Target { half: None, finished: incoming.finished, closed: incoming.closed };
         match incoming.payload {
             Payload::None => self.end_payload(key, Target { half, ..behind }),
-            Payload::Deliver(_) => {
+            Payload::Deliver(len) => {
                 self.counters.count(Counter::FramesReceived);
+                if let Some(half) = half {
+                    self.note_frame(half, len);
+                }
                 self.set_target(key, Target { half, ..behind });
             }
             Payload::Discard(_) => {

@@ -1,0 +1,331 @@
+//! What a seed decided beforehand: peers, bridges, faults. Plain data; [`crate::scenario`] draws it.
+
+use ringwire_netem::{Nanos, Side, StreamConfig};
+
+/// Everything about a run.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The seed it was drawn from.
+    pub seed: u64,
+    /// Which kind of scenario.
+    pub theme: &'static str,
+    /// The clients.
+    pub peers: Vec<PeerPlan>,
+    /// The dials.
+    pub bridges: Vec<BridgePlan>,
+    /// How the kernel behaves.
+    pub kernel: KernelPlan,
+    /// When what must complete has to be complete, and everybody ends what is left.
+    pub quiesce_at: Nanos,
+    /// When everything must have ended, with sessions still up.
+    pub settled_at: Nanos,
+    /// Stop the worker with sessions up, instead of ending the sessions first.
+    pub stops_with_sessions: bool,
+}
+
+/// One client.
+#[derive(Debug, Clone)]
+pub struct PeerPlan {
+    /// Which key it has; two peers with one key displace each other.
+    pub identity: usize,
+    /// When it connects.
+    pub connects_at: Nanos,
+    /// Bytes to the server.
+    pub up: StreamConfig,
+    /// Bytes from the server.
+    pub down: StreamConfig,
+    /// Offers the post-quantum part.
+    pub hybrid: bool,
+    /// Its generation of the wire.
+    pub manner: Manner,
+    /// What it is besides an honest client.
+    pub character: Character,
+    /// Answers a FIN with its own. Clients of 2024 forget to.
+    pub answers_finish: bool,
+    /// What happens to its connection.
+    pub faults: Vec<Fault>,
+}
+
+/// How a client cuts its writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Frames of 12 + 4096 bytes at most, one for each write, as the Go clients.
+    Go,
+    /// Frames as large as the multiplexer makes them.
+    Native,
+}
+
+/// Who connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Character {
+    /// A client that keeps the rules.
+    Honest,
+    /// Opens so many streams and says nothing on them.
+    Opener(u32),
+    /// Breaks a rule of the multiplexer so long after its session opened.
+    Rude(Nanos, Rudeness),
+    /// Never gets through its handshake.
+    Stranger(Strangeness),
+}
+
+/// Which rule is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rudeness {
+    /// More payload than the credit.
+    Overrun,
+    /// A frame of a version there is not.
+    Version,
+    /// SYN for a stream in use.
+    Reopen,
+    /// Two FINs.
+    SecondFinish,
+}
+
+/// What comes instead of a handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strangeness {
+    /// Nothing.
+    Silent,
+    /// Something else.
+    Noise,
+    /// Half of message 1.
+    Half,
+    /// Message 1, and then nothing.
+    Stops,
+}
+
+/// What happens to a client's connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It is reset once the client has received so many bytes.
+    ResetAfterReceived(u64),
+    /// It is reset once the client has sent so many bytes.
+    ResetAfterSent(u64),
+    /// It is reset at this time.
+    ResetAt(Nanos),
+    /// The client closes it at this time, streams and all.
+    CloseAt(Nanos),
+    /// Nothing passes any more; nobody is told.
+    BlackHole(Nanos),
+    /// Nothing passes in one direction (bytes written by this side).
+    CutOneWay(Nanos, Side),
+    /// Nothing passes for a time.
+    CutFor(Nanos, Nanos),
+    /// Nothing leaves in one direction for a time.
+    StallFor(Nanos, Nanos, Side),
+    /// The client does not read its connection for a time.
+    PauseFor(Nanos, Nanos),
+}
+
+impl Fault {
+    /// Longest time for which it may hold up bytes of a session that must survive it; none: the session may die of it.
+    pub fn survivable_ns(self) -> Option<Nanos> {
+        match self {
+            Self::CutFor(_, ns) | Self::StallFor(_, ns, _) | Self::PauseFor(_, ns) => {
+                (ns <= SURVIVABLE_NS).then_some(ns)
+            }
+            Self::ResetAfterReceived(_)
+            | Self::ResetAfterSent(_)
+            | Self::ResetAt(_)
+            | Self::CloseAt(_)
+            | Self::BlackHole(_)
+            | Self::CutOneWay(..) => None,
+        }
+    }
+}
+
+/// A session must survive an interruption of this length: ping replies are due in 10 s.
+pub const SURVIVABLE_NS: Nanos = 5_000_000_000;
+
+/// One dial.
+#[derive(Debug, Clone)]
+pub struct BridgePlan {
+    /// The peer that dials.
+    pub source: usize,
+    /// Whom it dials; none: a key without a session.
+    pub destination: Option<usize>,
+    /// When it dials.
+    pub at: Nanos,
+    /// Bytes of the source.
+    pub forth: FlowPlan,
+    /// Bytes of the destination.
+    pub back: FlowPlan,
+    /// Who ends it, and when.
+    pub end: EndPlan,
+    /// What the destination answers.
+    pub answer: Answer,
+    /// The source sends before the response came.
+    pub is_eager: bool,
+}
+
+/// One direction of a bridge.
+#[derive(Debug, Clone, Copy)]
+pub struct FlowPlan {
+    /// Bytes in all.
+    pub len: u64,
+    /// Bytes in one write.
+    pub write_len: usize,
+    /// Time between writes; 0: as fast as it goes.
+    pub pause_ns: Nanos,
+    /// How the other end reads them.
+    pub reader: Reader,
+}
+
+/// How an end reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    /// At once.
+    Eager,
+    /// So many bytes every so often.
+    Slow {
+        /// Bytes.
+        len: usize,
+        /// Nanoseconds.
+        every_ns: Nanos,
+    },
+    /// Not any more after so many bytes.
+    StopsAfter(u64),
+}
+
+/// How a bridge ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndPlan {
+    /// The source finishes once it has sent and received everything.
+    SourceAfterBoth,
+    /// The destination finishes once it has sent and received everything.
+    DestinationAfterBoth,
+    /// The source finishes behind its last byte.
+    SourceWhenSent,
+    /// The destination finishes behind its last byte.
+    DestinationWhenSent,
+    /// The source resets once it has read and written so many bytes.
+    SourceResets(u64),
+    /// The destination resets likewise.
+    DestinationResets(u64),
+    /// Nobody does, until everybody is told to.
+    Never,
+}
+
+/// What a destination answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// An acceptance, after so long.
+    Accepts(Nanos),
+    /// Nothing, ever.
+    Silent,
+    /// The end of the stream.
+    Finishes,
+    /// An acceptance signed by somebody else.
+    Forged,
+    /// A signed refusal.
+    Refuses,
+}
+
+/// How the emulated kernel behaves. Chances are per million operations.
+#[derive(Debug, Clone)]
+pub struct KernelPlan {
+    /// Pages of buffer memory.
+    pub memory_pages: usize,
+    /// Pages in the receive ring.
+    pub ring_pages: usize,
+    /// Completions in one batch at most.
+    pub batch_max: usize,
+    /// A receive brings fewer bytes than there are.
+    pub short_receive: u32,
+    /// A receive fills its pages only in part.
+    pub split_receive: u32,
+    /// A send takes fewer bytes than it was given.
+    pub short_send: u32,
+    /// Completions come in another order than they happened.
+    pub reorder: bool,
+    /// Completions come up to so much later.
+    pub latency_ns: Nanos,
+    /// Cancelling takes up to so long.
+    pub cancel_ns: Nanos,
+    /// Accepting fails.
+    pub accept_fails: u32,
+    /// A turn takes up to so long.
+    pub turn_ns: Nanos,
+    /// Longest wait for company the worker may choose, in microseconds.
+    pub company_us_max: u32,
+}
+
+impl KernelPlan {
+    /// A kernel without faults.
+    pub fn smooth() -> Self {
+        Self {
+            memory_pages: 4096,
+            ring_pages: 64,
+            batch_max: 1024,
+            short_receive: 0,
+            split_receive: 0,
+            short_send: 0,
+            reorder: false,
+            latency_ns: 0,
+            cancel_ns: 0,
+            accept_fails: 0,
+            turn_ns: 2_000,
+            company_us_max: 100,
+        }
+    }
+}
+
+impl Plan {
+    /// Whether a peer's session must live through the whole run.
+    pub fn is_healthy(&self, peer: usize) -> bool {
+        let plan = &self.peers[peer];
+        plan.character == Character::Honest
+            && plan.faults.iter().all(|fault| fault.survivable_ns().is_some())
+            && self.peers.iter().filter(|other| other.identity == plan.identity).count() == 1
+    }
+
+    /// Whether a bridge must open, carry everything and end as planned.
+    pub fn must_complete(&self, bridge: &BridgePlan) -> bool {
+        let Some(destination) = bridge.destination else { return false };
+        let stops = |flow: &FlowPlan| matches!(flow.reader, Reader::StopsAfter(_));
+        self.is_healthy(bridge.source)
+            && self.is_healthy(destination)
+            && matches!(bridge.answer, Answer::Accepts(_))
+            && !stops(&bridge.forth)
+            && !stops(&bridge.back)
+            && !matches!(
+                bridge.end,
+                EndPlan::SourceResets(_) | EndPlan::DestinationResets(_) | EndPlan::Never
+            )
+    }
+
+    /// For how long a byte of a bridge that must complete may be under way before somebody counts as starved.
+    pub fn patience_ns(&self, bridge: &BridgePlan) -> Nanos {
+        let ends = [Some(bridge.source), bridge.destination];
+        let mut patience = 5_000_000_000;
+        for peer in ends.into_iter().flatten() {
+            let streams = self
+                .bridges
+                .iter()
+                .filter(|other| other.source == peer || other.destination == Some(peer))
+                .count() as u64;
+            let plan = &self.peers[peer];
+            let rate = effective_rate(&plan.up).min(effective_rate(&plan.down));
+            // A gathered send, both buffers of the connection and a round of everybody's turns.
+            let ahead = 640 * 1024 + streams * 64 * 1024;
+            patience += 2 * ahead * 1_000_000_000 / rate;
+            patience +=
+                plan.faults.iter().filter_map(|fault| fault.survivable_ns()).map(|ns| 2 * ns).sum::<u64>();
+        }
+        for flow in [&bridge.forth, &bridge.back] {
+            if let Reader::Slow { every_ns, .. } = flow.reader {
+                patience += 2 * every_ns;
+            }
+        }
+        patience
+    }
+}
+
+/// Bytes per second that a way lets through: its rate, or what its buffers allow in a round trip.
+pub fn effective_rate(config: &StreamConfig) -> u64 {
+    let window = config.send_buffer_len.min(config.receive_buffer_len) as u64;
+    // The round trip, and a retransmission now and then.
+    let round_ns = 2 * config.line.delay_ns + 10_000_000;
+    let by_window = window * 1_000_000_000 / round_ns;
+    config.line.rate.at(0).unwrap_or(u64::MAX).min(by_window).max(1000)
+}

@@ -1,0 +1,278 @@
+//! One run of one seed: plan, world, driver, the real worker, and the verdict.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ringwire_dataplane::counters::{Counter, CounterBlock};
+use ringwire_dataplane::driver::{Batch, Nanos};
+use ringwire_dataplane::worker::{Identity, Settings, Worker};
+use ringwire_netem::{Random, SECOND_NS};
+use ringwire_proto::entropy::SeededEntropy;
+use ringwire_proto::identity::SecretKey;
+
+use crate::driver::SimDriver;
+use crate::ledger::{Failure, Ledger};
+use crate::log::Log;
+use crate::peer::Peer;
+use crate::plan::{Character, Plan};
+use crate::scenario;
+use crate::world::{Phase, World};
+
+/// What came out of a seed.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Its kind of scenario.
+    pub theme: &'static str,
+    /// Hash of every event: equal for equal seeds.
+    pub hash: u64,
+    /// Events.
+    pub events: u64,
+    /// Turns of the worker.
+    pub turns: u64,
+    /// Virtual time that passed, in nanoseconds.
+    pub virtual_ns: Nanos,
+    /// Bridges planned, bridges the worker opened, and payload bytes that peers read and verified.
+    pub bridges: (usize, u64, u64),
+    /// The first broken promise.
+    pub failure: Option<Failure>,
+    /// What happened, line by line, if tracing was on.
+    pub trace: Vec<String>,
+}
+
+thread_local! {
+    /// Where the last panic of this thread was, as the hook of [`quiet_panics`] saw it.
+    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Panics of the worker are findings: they are reported with their place instead of being printed.
+pub fn quiet_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        LAST_PANIC.with_borrow_mut(|last| *last = format!("{text} at {place}"));
+    }));
+}
+
+/// Turns after which a run counts as never ending.
+const TURNS_MAX: u64 = 3_000_000;
+
+/// Runs a seed. `trace`: keep a readable line for each event.
+pub fn run_seed(seed: u64, trace: bool) -> Report {
+    run_plan(scenario::draw(seed), trace)
+}
+
+/// Runs a plan.
+pub fn run_plan(plan: Plan, trace: bool) -> Report {
+    let (seed, theme, bridges) = (plan.seed, plan.theme, plan.bridges.len());
+    let random = Random::new(seed).fork(0x0077_6f72_6c64);
+    let mut entropy = SeededEntropy::new(seed ^ 0x7365_7276_6572);
+    let server = SecretKey::generate(&mut entropy);
+    let absent = SecretKey::generate(&mut entropy).public_key();
+    let secrets: Vec<SecretKey> = plan.peers.iter().map(|_| SecretKey::generate(&mut entropy)).collect();
+    let peers = plan.peers.iter().enumerate().map(|(index, peer)| {
+        let secret = secrets[peer.identity].clone();
+        Peer::new(
+            index,
+            peer.clone(),
+            plan.is_healthy(index),
+            secret,
+            server.public_key(),
+            seed << 8 ^ index as u64,
+        )
+    });
+    let peers: Vec<Peer> = peers.collect();
+    let kernel = plan.kernel.clone();
+    let stops_with_sessions = plan.stops_with_sessions;
+    let settings = Settings { company_us_max: kernel.company_us_max, ..Settings::default() };
+    let world = World::new(Ledger::new(plan), peers, absent, Log::new(trace), random.fork(1));
+    let driver = match SimDriver::new(world, kernel, random.fork(2)) {
+        Ok(driver) => driver,
+        Err(error) => {
+            let failure = Some(Failure { at: 0, what: format!("no buffer memory: {error}") });
+            let (hash, events, turns, virtual_ns, trace) = (0, 0, 0, 0, Vec::new());
+            return Report {
+                seed,
+                theme,
+                hash,
+                events,
+                turns,
+                virtual_ns,
+                bridges: (bridges, 0, 0),
+                failure,
+                trace,
+            };
+        }
+    };
+    let identity = Arc::new(Identity { public_key: server.public_key(), secret_key: server });
+    let counters = Arc::new(CounterBlock::default());
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut worker = Worker::new(
+        driver,
+        1,
+        identity,
+        settings,
+        Box::new(entropy),
+        Arc::clone(&counters),
+        Arc::clone(&stop),
+    );
+    let outcome =
+        catch_unwind(AssertUnwindSafe(|| drive(&mut worker, &counters, &stop, stops_with_sessions)));
+    let world = &mut worker.driver().world;
+    if let Err(panic) = outcome {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|words| (*words).to_owned()));
+        let words = LAST_PANIC.with_borrow_mut(std::mem::take);
+        let words = if words.is_empty() { said.unwrap_or_default() } else { words };
+        let now = world.now;
+        world.ledger.fail(now, format!("panic: {words}"));
+    }
+    let report = Report {
+        seed,
+        theme,
+        hash: world.log.hash(),
+        events: world.log.events(),
+        turns: counters.value(Counter::Turns),
+        virtual_ns: world.now - SECOND_NS,
+        bridges: (bridges, counters.value(Counter::BridgesOpened), world.ledger.bytes_delivered),
+        failure: world.ledger.failure.clone(),
+        trace: world.log.take_lines(),
+    };
+    if report.failure.is_some() {
+        // A worker that broke a promise may break another while it is dropped.
+        std::mem::forget(worker);
+    }
+    report
+}
+
+/// Turns the worker until the plan is through or a promise is broken.
+fn drive(
+    worker: &mut Worker<SimDriver>,
+    counters: &CounterBlock,
+    stop: &AtomicBool,
+    stops_with_sessions: bool,
+) {
+    let mut batch = Batch::default();
+    loop {
+        if worker.turn(&mut batch).is_err() {
+            let world = &mut worker.driver().world;
+            let now = world.now;
+            return world.ledger.fail(now, "the driver failed".into());
+        }
+        let world = &mut worker.driver().world;
+        let now = world.now;
+        if counters.value(Counter::Turns) > TURNS_MAX {
+            world.ledger.fail(now, format!("more than {TURNS_MAX} turns"));
+        }
+        if world.ledger.failure.is_some() {
+            return;
+        }
+        if !world.is_interrupted {
+            continue;
+        }
+        world.is_interrupted = false;
+        match world.phase {
+            Phase::Settled => {
+                check_settled(worker);
+                if stops_with_sessions {
+                    return check_stop(worker, counters, stop);
+                }
+            }
+            Phase::Over => return check_over(worker, counters),
+            Phase::Busy | Phase::Quiesce | Phase::Leave => {}
+        }
+    }
+}
+
+/// Streams are gone; sessions of those who live are up.
+fn check_settled(worker: &mut Worker<SimDriver>) {
+    let inspection = worker.inspect();
+    let world = &mut worker.driver().world;
+    let now = world.now;
+    let open = world.peers.iter().filter(|peer| peer.is_open()).count();
+    let streams: usize = world.peers.iter().map(Peer::stream_count).sum();
+    let healthy = (0..world.peers.len()).filter(|peer| world.ledger.plan.is_healthy(*peer)).count();
+    let rude = world.ledger.plan.peers.iter().any(|peer| peer.character != Character::Honest);
+    let mut wrong = Vec::new();
+    if inspection.halves != 0 || inspection.streams != 0 {
+        wrong.push(format!("{} halves and {} streams are left", inspection.halves, inspection.streams));
+    }
+    if inspection.spans_queued != 0 || inspection.pool_held_len != 0 {
+        wrong.push(format!(
+            "{} spans and {} bytes are held",
+            inspection.spans_queued, inspection.pool_held_len
+        ));
+    }
+    if open < healthy || inspection.sessions < healthy {
+        wrong.push(format!(
+            "{open} sessions of {healthy} that must live, {} at the server",
+            inspection.sessions
+        ));
+    }
+    if streams != 0 && !rude {
+        wrong.push(format!("{streams} streams are left at peers"));
+    }
+    if !wrong.is_empty() {
+        world.ledger.fail(now, format!("not settled: {}", wrong.join("; ")));
+    }
+}
+
+/// Everything is back where it was at the start.
+fn check_over(worker: &mut Worker<SimDriver>, counters: &CounterBlock) {
+    let inspection = worker.inspect();
+    let missing = worker.driver().pages_missing();
+    let sockets = worker.driver().sockets_open();
+    let mut wrong = Vec::new();
+    for (opened, closed) in [
+        (Counter::ConnectionsAccepted, Counter::ConnectionsClosed),
+        (Counter::SessionsOpened, Counter::SessionsClosed),
+        (Counter::StreamsOpened, Counter::StreamsClosed),
+        (Counter::ForwardsOpened, Counter::ForwardsClosed),
+        (Counter::BridgesOpened, Counter::BridgesClosed),
+    ] {
+        let (begun, ended) = (counters.value(opened), counters.value(closed));
+        if begun != ended {
+            wrong.push(format!("{} {begun}, {} {ended}", opened.name(), closed.name()));
+        }
+    }
+    if inspection.sessions + inspection.directory + inspection.halves + sockets != 0 {
+        wrong.push(format!(
+            "{} sessions, {} directory entries, {} halves, {sockets} sockets",
+            inspection.sessions, inspection.directory, inspection.halves
+        ));
+    }
+    if inspection.spans_queued != 0 || inspection.pool_held_len != 0 || missing != 0 {
+        let (spans, held) = (inspection.spans_queued, inspection.pool_held_len);
+        wrong.push(format!("{spans} spans, {held} bytes held, {missing} pages missing"));
+    }
+    if !wrong.is_empty() {
+        let world = &mut worker.driver().world;
+        let now = world.now;
+        world.ledger.fail(now, format!("not back to the baseline: {}", wrong.join("; ")));
+    }
+}
+
+/// A worker that is told to stop closes everything.
+fn check_stop(worker: &mut Worker<SimDriver>, counters: &CounterBlock, stop: &AtomicBool) {
+    worker.driver().world.ledger.is_ending = true;
+    stop.store(true, Ordering::Release);
+    if worker.run().is_err() {
+        return;
+    }
+    let mut batch = Batch::default();
+    // Until the last cancelled operation is home.
+    for _ in 0..200 {
+        if worker.turn(&mut batch).is_err() || worker.driver().world.ledger.failure.is_some() {
+            return;
+        }
+        if worker.driver().sockets_open() == 0
+            && counters.value(Counter::ConnectionsAccepted) == counters.value(Counter::ConnectionsClosed)
+        {
+            return check_over(worker, counters);
+        }
+    }
+    check_over(worker, counters);
+}

@@ -1,0 +1,61 @@
+//! The simulator keeps its own promises: equal seeds are equal runs, the trace changes nothing, and a first block of seeds
+//! passes. The 500 seeds of a CI run are `cargo xtask sim --seeds 500 --from 0`.
+
+use std::collections::HashSet;
+
+use ringwire_sim::run::quiet_panics;
+use ringwire_sim::{plan, run_seed, scenario};
+
+#[test]
+fn the_same_seed_is_the_same_run_to_the_last_event() {
+    for seed in [0, 1, 2, 3, 5, 8, 13, 21, 34, 55] {
+        let (first, again, traced) = (run_seed(seed, false), run_seed(seed, false), run_seed(seed, true));
+        assert_eq!((first.hash, first.events), (again.hash, again.events), "seed {seed}");
+        assert_eq!(first.hash, traced.hash, "seed {seed}: tracing only looks on");
+        assert_eq!(traced.trace.len() as u64, traced.events);
+        assert!(first.trace.is_empty());
+    }
+    let hashes: HashSet<u64> = (0..20).map(|seed| run_seed(seed, false).hash).collect();
+    assert_eq!(hashes.len(), 20, "seeds differ");
+}
+
+#[test]
+fn the_thinnest_seed_carries_its_bytes() {
+    let report = run_seed(0, true);
+    assert_eq!(report.failure, None);
+    assert_eq!(report.bridges, (1, 1, 300_000));
+    assert!(report.trace.iter().any(|line| line.contains("bridge 0  destination sees the end")));
+}
+
+#[test]
+fn a_first_block_of_seeds_passes() {
+    quiet_panics();
+    for seed in 0..100 {
+        let report = run_seed(seed, false);
+        assert_eq!(report.failure, None, "replay with `cargo xtask sim --seeds 1 --from {seed} --trace`");
+    }
+}
+
+#[test]
+fn every_theme_and_every_kind_of_fault_is_drawn() {
+    let plans: Vec<plan::Plan> = (0..500).map(scenario::draw).collect();
+    let themes: HashSet<&str> = plans.iter().map(|plan| plan.theme).collect();
+    assert_eq!(themes.len(), 10, "{themes:?}");
+    let mut faults = HashSet::new();
+    for plan in &plans {
+        for fault in plan.peers.iter().flat_map(|peer| &peer.faults) {
+            faults.insert(std::mem::discriminant(fault));
+        }
+    }
+    assert_eq!(faults.len(), 9);
+    let kernels: Vec<&plan::KernelPlan> = plans.iter().map(|plan| &plan.kernel).collect();
+    assert!(kernels.iter().any(|kernel| kernel.ring_pages == 1));
+    assert!(kernels.iter().any(|kernel| kernel.batch_max == 1));
+    assert!(kernels.iter().any(|kernel| kernel.short_send > 0 && kernel.split_receive > 0 && kernel.reorder));
+    let completing: usize = plans
+        .iter()
+        .map(|plan| plan.bridges.iter().filter(|bridge| plan.must_complete(bridge)).count())
+        .sum();
+    let all: usize = plans.iter().map(|plan| plan.bridges.len()).sum();
+    assert!(2 * completing > all, "most bridges have to work: {completing} of {all}");
+}
