@@ -110,6 +110,9 @@ struct FrozenHalf {
     state: State,
     queue: Vec<u8>,
     early: Vec<u8>,
+    own_len: usize,
+    delivers: bool,
+    sent_at: Nanos,
     finish: bool,
     finished: bool,
     is_forward: bool,
@@ -228,6 +231,9 @@ impl<D: Driver> Worker<D> {
             state: half.state,
             queue,
             early,
+            own_len: half.own_len,
+            delivers: half.delivers,
+            sent_at: half.sent_at,
             finish: half.finish,
             finished: half.finished,
             is_forward: half.is_forward,
@@ -264,6 +270,9 @@ impl<D: Driver> Worker<D> {
             }
         }
         half.partner = frozen.partner;
+        half.own_len = frozen.own_len;
+        half.delivers = frozen.delivers;
+        half.sent_at = frozen.sent_at;
         half.finish = frozen.finish;
         half.finished = frozen.finished;
         half.expected = match frozen.expected {

@@ -28,6 +28,7 @@ pub mod freeze;
 pub mod inspect;
 pub mod limits;
 pub mod mail;
+pub mod planted;
 pub mod poll;
 pub mod queue;
 pub mod ring;

@@ -123,6 +123,10 @@ pub const BRIDGE_IDLE_TIMEOUT_NS: u64 = 300 * SECOND_NS;
 /// After the bridge has ended, how long the other direction's queue may still go out; then the stream is reset.
 pub const DRAIN_TIMEOUT_NS: u64 = 10 * SECOND_NS;
 
+/// What a side sent before its FIN is delivered however slowly the other side reads; but when nothing of it could go out for
+/// this long, the stream is reset. Credit comes back half a window at a time, so a slow reader moves seldom.
+pub const DELIVERY_STALL_TIMEOUT_NS: u64 = 60 * SECOND_NS;
+
 /// After our FIN, how long the peer may take to send its own; then the stream is reset. Clients of 2024 forget to
 /// (dmsg-wire 16).
 pub const CLOSE_GRACE_NS: u64 = 30 * SECOND_NS;

@@ -1,5 +1,7 @@
 //! A table whose keys are index *and* generation, so that a reused slot is noticed.
 
+use crate::planted::{self, Bug};
+
 /// Names an entry of a [`Slab`]: index and generation. Plain data; eight bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Key {
@@ -50,7 +52,7 @@ impl<T> Slab<T> {
     pub fn find(&self, key: Key) -> Option<&T> {
         self.entries
             .get(key.index as usize)
-            .filter(|entry| entry.generation == key.generation)?
+            .filter(|entry| entry.generation == key.generation || planted::is(Bug::StaleGeneration))?
             .value
             .as_ref()
     }
@@ -59,9 +61,16 @@ impl<T> Slab<T> {
     pub fn find_mut(&mut self, key: Key) -> Option<&mut T> {
         self.entries
             .get_mut(key.index as usize)
-            .filter(|entry| entry.generation == key.generation)?
+            .filter(|entry| entry.generation == key.generation || planted::is(Bug::StaleGeneration))?
             .value
             .as_mut()
+    }
+
+    /// Whoever has the place of a key now.
+    #[doc(hidden)]
+    pub fn tenant(&self, key: Key) -> Option<Key> {
+        let entry = self.entries.get(key.index as usize).filter(|entry| entry.value.is_some())?;
+        Some(Key { index: key.index, generation: entry.generation })
     }
 
     /// Empties the place; later uses of the key find nothing.

@@ -5,6 +5,7 @@
 
 mod bench;
 mod fuzz;
+mod sim;
 mod steps;
 mod test;
 
@@ -27,6 +28,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Fuzz the decoders and state machines of ringwire-proto.
     Fuzz(fuzz::Arguments),
+    /// Run whole workers in virtual time against model clients, one scenario for each seed.
+    Sim(sim::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
+        Command::Sim(arguments) => sim::run(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

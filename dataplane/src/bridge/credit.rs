@@ -27,7 +27,11 @@ impl<D: Driver> Worker<D> {
 
     /// `len` bytes of a half went out: the peer they came from gets its credit back.
     pub(crate) fn return_credit(&mut self, half_key: Key, len: u32) {
-        let Some(half) = self.halves.find(half_key) else { return };
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        // What we queued ourselves (objects) lies in front and was never the source's.
+        let own = half.own_len.min(len as usize);
+        half.own_len -= own;
+        let len = len - own as u32;
         let (source_key, backlog) = (half.partner, half.queue.len());
         let Some(source) = self.halves.find_mut(source_key) else { return };
         if source.state == State::Ending && source.finished {
@@ -36,7 +40,7 @@ impl<D: Driver> Worker<D> {
         source.window_len += len as usize;
         let (session, stream) = (source.session, source.stream);
         let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) else { return };
-        // What we queued ourselves (objects) was never the source's: only what it sent and did not get back counts.
+        // Only what it sent and did not get back counts.
         let owed = open.mux.stream(stream).map_or(0, |stream| stream.unconsumed()).min(len);
         let kept = withhold(source, owed as usize, backlog);
         self.budget.release(kept);

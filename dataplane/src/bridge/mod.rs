@@ -25,10 +25,16 @@ pub(crate) struct Half {
     pub(crate) state: State,
     /// Bytes for this half's peer.
     pub(crate) queue: Queue,
+    /// How many at the front of the queue are our own (objects, pings): no sender gets credit for them.
+    pub(crate) own_len: usize,
     /// Bytes of this half's peer that have nowhere to go yet: an object in the making, or what follows it.
     pub(crate) early: Queue,
     /// In which list of its session it waits for its turn to send.
     pub(crate) listed: Listed,
+    /// When payload last went out to its peer.
+    pub(crate) sent_at: Nanos,
+    /// The partner's peer finished: all of the queue is to be delivered, however long it takes.
+    pub(crate) delivers: bool,
     /// FIN once the queue is empty.
     pub(crate) finish: bool,
     /// Its peer sent FIN.
@@ -101,8 +107,11 @@ impl Half {
             partner: Key::NONE,
             state,
             queue: Queue::default(),
+            own_len: 0,
             early: Queue::default(),
             listed: Listed::No,
+            sent_at: 0,
+            delivers: false,
             finish: false,
             finished: false,
             is_forward,

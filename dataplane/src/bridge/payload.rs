@@ -4,6 +4,7 @@ use super::{Listed, State};
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos};
 use crate::limits;
+use crate::planted::{self, Bug};
 use crate::ring::Span;
 use crate::session::Session;
 use crate::slab::Key;
@@ -74,7 +75,9 @@ impl<D: Driver> Worker<D> {
         }
         if !rest.is_empty() {
             // Also when the memory is used up: the page is held already, so nothing is lost by keeping it.
-            pool.retain(rest);
+            if !planted::is(Bug::SlotReturnedTwice) {
+                pool.retain(rest);
+            }
             half.queue.push(&mut self.nodes, rest);
             self.touched.push(half_key);
         }
@@ -89,6 +92,7 @@ impl<D: Driver> Worker<D> {
             // Half an object is worse than none: the stream cannot be used.
             return self.reset_half(half_key);
         }
+        half.own_len += bytes.len();
         self.list_half(half_key);
     }
 
@@ -150,7 +154,8 @@ impl<D: Driver> Worker<D> {
                     partner_half.finish = true;
                     partner_half.state = State::Ending;
                     partner_half.deadline = Nanos::MAX;
-                    let deadline = self.driver.now() + limits::DRAIN_TIMEOUT_NS;
+                    partner_half.delivers = true;
+                    let deadline = self.driver.now() + limits::DELIVERY_STALL_TIMEOUT_NS;
                     self.set_deadline(partner, deadline);
                     self.list_half(partner);
                 } else {
@@ -272,7 +277,15 @@ impl<D: Driver> Worker<D> {
 
     /// A half's entry in the wheel fired.
     pub(crate) fn half_timer(&mut self, half_key: Key, now: Nanos) {
+        let half_key = if planted::is(Bug::TimerOnDeadSlot) {
+            self.halves.tenant(half_key).unwrap_or(half_key)
+        } else {
+            half_key
+        };
         let Some(half) = self.halves.find_mut(half_key) else { return };
+        if planted::is(Bug::TimerOnDeadSlot) {
+            (half.timer_at, half.deadline) = (now, now);
+        }
         if half.timer_at > now {
             return;
         }
@@ -295,6 +308,11 @@ impl<D: Driver> Worker<D> {
                 self.refuse_response(half_key);
             }
             State::Bridged => self.check_idle(half_key, now),
+            // It moves: on with it.
+            State::Ending if half.delivers && half.sent_at + limits::DELIVERY_STALL_TIMEOUT_NS > now => {
+                let deadline = half.sent_at + limits::DELIVERY_STALL_TIMEOUT_NS;
+                self.set_deadline(half_key, deadline);
+            }
             // The queue did not go out in time.
             State::Ending => {
                 let partner = half.partner;

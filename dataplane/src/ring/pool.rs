@@ -298,6 +298,15 @@ impl Pool {
         self.region.slice(span.page as usize * PAGE_LEN + usize::from(span.offset), span.len())
     }
 
+    /// Writes bytes right in front of a span in its page, whoever they belong to.
+    #[doc(hidden)]
+    pub fn write_before(&mut self, span: Span, bytes: &[u8]) {
+        if let Some(from) = usize::from(span.offset).checked_sub(bytes.len()) {
+            let at = span.page as usize * PAGE_LEN + from;
+            self.region.slice_mut(at, bytes.len()).copy_from_slice(bytes);
+        }
+    }
+
     /// One more span refers to these bytes.
     pub fn retain(&mut self, span: Span) {
         self.pages[span.page as usize].payload += u32::from(span.len);

@@ -11,6 +11,7 @@ use crate::bridge::Listed;
 use crate::counters::Counter;
 use crate::driver::{Driver, Gather, Part, SocketKey};
 use crate::limits;
+use crate::planted::{self, Bug};
 use crate::slab::Key;
 use crate::worker::Worker;
 
@@ -116,7 +117,10 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let wanted = half.queue.len().min(limits::STREAM_QUANTUM_LEN).min(room);
-        let granted = if wanted == 0 { 0 } else { open.mux.reserve(half.stream, wanted as u32) as usize };
+        let mut granted = if wanted == 0 { 0 } else { open.mux.reserve(half.stream, wanted as u32) as usize };
+        if planted::is(Bug::CreditOffByOne) && granted > 0 && granted < wanted {
+            granted += 1;
+        }
         if granted > 0 {
             if let Some(since) = half.blocked_since.take() {
                 half.blocked_ns += now.saturating_sub(since);
@@ -126,13 +130,18 @@ impl<D: Driver> Worker<D> {
             while left > 0 {
                 let Some(span) = half.queue.pop(&mut self.nodes, self.driver.pool(), left) else { break };
                 left -= span.len();
+                if planted::is(Bug::HeaderOverNeighbour) {
+                    let header = Header::data(half.stream, granted as u32).encode();
+                    self.driver.pool().write_before(span, &header);
+                }
                 gather.push_payload(span);
             }
             debug_assert_eq!(left, 0, "the queue holds what it says");
+            half.sent_at = now;
             gather.push_share(half_key, granted as u32);
             self.counters.count(Counter::FramesSent);
         }
-        if half.queue.is_empty() {
+        if half.queue.is_empty() || (half.finish && planted::is(Bug::FinishBeforeData)) {
             if half.finish {
                 let header = open.mux.finish(now, half.stream);
                 let gone = open.mux.stream(half.stream).is_none();
@@ -165,6 +174,15 @@ impl<D: Driver> Worker<D> {
                 if !gather.advance(taken) {
                     // A frame of which one byte was taken is always completed: the rest goes before anything else.
                     self.counters.count(Counter::SendsShort);
+                    if planted::is(Bug::HalfFrameOnReset)
+                        && gather.shares().iter().any(|share| self.halves.find(share.half).is_none())
+                    {
+                        if let Some(session) = self.sessions.find_mut(key) {
+                            session.sending = false;
+                        }
+                        self.recycle(gather);
+                        return self.mark(key);
+                    }
                     self.driver.send(socket, gather);
                     return;
                 }
@@ -178,7 +196,9 @@ impl<D: Driver> Worker<D> {
                     self.return_credit(share.half, share.len);
                 }
                 self.recycle(gather);
-                self.mark(key);
+                if !planted::is(Bug::LostWakeUp) {
+                    self.mark(key);
+                }
             }
             (Some(key), outcome) => {
                 self.recycle(gather);

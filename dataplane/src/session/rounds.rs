@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 
 use hashbrown::HashMap;
 
+use crate::planted::{self, Bug};
 use crate::slab::Key;
 
 /// Halves that have bulk to send, by source. Empty tables allocate nothing.
@@ -35,9 +36,10 @@ impl Rounds {
 
     /// The half whose turn it is.
     pub(crate) fn pop(&mut self) -> Option<Key> {
-        let source = self.order.pop_front()?;
+        let newest = planted::is(Bug::StarvationOfOneStream);
+        let source = if newest { self.order.pop_back() } else { self.order.pop_front() }?;
         let queue = self.halves.get_mut(&source)?;
-        let half = queue.pop_front();
+        let half = if newest { queue.pop_back() } else { queue.pop_front() };
         if queue.is_empty() {
             if let Some(queue) = self.halves.remove(&source)
                 && self.spare.len() < SPARE_MAX
