@@ -11,6 +11,7 @@ use crate::{cpu, ping};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use ringwire_dataplane::DriverChoice;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Command as Program;
@@ -27,6 +28,8 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Our server and reference relays, interleaved, moving the same bytes.
+    ///
+    /// RINGWIRE_DRIVER=poll in the environment measures our server on its poll driver.
     Relay(RelayArguments),
     /// The relay that copies with tokio.
     #[command(hide = true)]
@@ -51,6 +54,8 @@ enum Command {
     RelayRingwire {
         #[arg(long)]
         core: Option<usize>,
+        #[arg(long, env = "RINGWIRE_DRIVER", default_value_t)]
+        driver: DriverChoice,
     },
     /// The ping process.
     #[command(hide = true)]
@@ -106,9 +111,9 @@ pub fn run() -> Result<()> {
             become_relay(core)?;
             splice::run(&sink)
         }
-        Command::RelayRingwire { core } => {
+        Command::RelayRingwire { core, driver } => {
             become_relay(core)?;
-            ringwire::run()
+            ringwire::run(driver)
         }
         Command::PingPeer { core } => {
             end_with_parent()?;

@@ -7,7 +7,7 @@
 use super::Ready;
 use anyhow::{Context, Result, bail};
 use ringwire_dataplane::entropy::OsEntropy;
-use ringwire_dataplane::{Server, ServerConfig};
+use ringwire_dataplane::{DriverChoice, Server, ServerConfig};
 use ringwire_proto::identity::SecretKey;
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -17,18 +17,20 @@ use std::net::{Ipv4Addr, SocketAddr};
 ///
 /// # Errors
 /// When the server does not start, or ended by itself before.
-pub fn run() -> Result<()> {
+pub fn run(driver: DriverChoice) -> Result<()> {
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
         .with_writer(std::io::stderr)
         .with_ansi(false)
         .init();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    let server = Server::start(ServerConfig::new(SecretKey::generate(&mut OsEntropy), vec![address]))?;
+    let mut config = ServerConfig::new(SecretKey::generate(&mut OsEntropy), vec![address]);
+    config.driver = driver;
+    let server = Server::start(config)?;
     let ready = Ready {
         addresses: server.addresses().to_vec(),
         public_key: Some(server.public_key().to_string()),
-        driver: "io_uring".into(),
+        driver: server.driver_name().into(),
     };
     ready.print()?;
     // This thread sleeps here while the worker works: its share of the process's clock is nothing.
