@@ -64,6 +64,11 @@ impl Budget {
         self.used(held) + 2 * INITIAL_WINDOW as usize <= self.limit / 100 * limits::NEW_STREAMS_PERCENT
     }
 
+    /// Bytes that may be promised to one session, so that one peer with many streams cannot have it all.
+    pub fn session_limit(&self) -> usize {
+        self.limit / 100 * limits::SESSION_PERCENT
+    }
+
     /// Whether a backlog must go.
     pub fn is_exhausted(&self, held: usize) -> bool {
         held >= self.limit

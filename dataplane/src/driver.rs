@@ -215,7 +215,7 @@ impl Gather {
         self.parts.push(Part::Header { from, len: bytes.len() as u32 });
     }
 
-    /// Appends payload; the gather takes over the caller's reference.
+    /// Appends payload that has [departed](Pool::depart); the gather takes over the caller's reference.
     pub fn push_payload(&mut self, span: Span) {
         self.len += span.len();
         self.parts.push(Part::Payload(span));
@@ -296,7 +296,7 @@ impl Gather {
     pub fn reset(&mut self, pool: &mut Pool) {
         for part in self.parts.drain(..) {
             if let Part::Payload(span) = part {
-                pool.release(span);
+                pool.release_departed(span);
             }
         }
         self.headers.clear();

@@ -296,6 +296,24 @@ impl<D: Driver> Worker<D> {
         Some(half)
     }
 
+    /// Counts a thawed half's promise with its session, and lets go of a partner that was gone already: places are given out
+    /// anew, and a stranger must not be taken for it.
+    fn resume_half(&mut self, key: Key) {
+        let Some(half) = self.halves.find(key) else { return };
+        let (session, partner, promised) = (half.session, half.partner, half.promised);
+        if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
+            open.promised += promised;
+        }
+        if self.halves.find(partner).is_none()
+            && let Some(half) = self.halves.find_mut(key)
+        {
+            half.partner = Key::NONE;
+        }
+        self.list_half(key);
+        // A request or response that was complete and had not had its turn.
+        self.advance_opening(key);
+    }
+
     /// Files what was thawed and sets it going: directory, timers, receives, sends.
     fn resume(&mut self) {
         let halves: Vec<(Key, Nanos)> = self.halves.iter().map(|(key, half)| (key, half.deadline)).collect();
@@ -306,7 +324,7 @@ impl<D: Driver> Worker<D> {
                     half.timer_at = at;
                 }
             }
-            self.list_half(key);
+            self.resume_half(key);
         }
         let sessions: Vec<Key> = self.sessions.keys().collect();
         for key in sessions {
@@ -361,6 +379,7 @@ fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
         opener: Opener::with_replay(&receive_key, frozen.replay),
         send_key,
         receive_key,
+        promised: 0,
         round_trip_ns: None,
         pinged_at: 0,
         urgent: Default::default(),

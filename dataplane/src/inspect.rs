@@ -24,6 +24,8 @@ pub struct Inspection {
     pub sends_pending: usize,
     /// Bytes of pages that hold received data or copies.
     pub pool_held_len: usize,
+    /// Credit promised to senders, in bytes: the budget's other half.
+    pub promised_len: usize,
     /// Pages nobody owns.
     pub pool_free_pages: usize,
     /// Pages lent for receiving.
@@ -53,6 +55,7 @@ impl<D: Driver> Worker<D> {
             spans_queued: self.nodes.len(),
             sends_pending,
             pool_held_len: pool.held_len(),
+            promised_len: self.budget.promised(),
             pool_free_pages: pool.free_pages(),
             pool_kernel_pages: pool.kernel_pages(),
         }

@@ -78,6 +78,24 @@ pub const NEW_STREAMS_PERCENT: usize = 90;
 /// While a stream could use a larger window, its session's round trip is measured this often, in nanoseconds.
 pub const ROUND_TRIP_INTERVAL_NS: u64 = SECOND_NS;
 
+/// Share of the budget that may be promised to one session, in percent; its next stream is refused.
+pub const SESSION_PERCENT: usize = 25;
+
+/// Backlogs reset in one turn when the memory is used up: what is freed may still be with the kernel, so the next turn looks
+/// again.
+pub const RESETS_PER_TURN_MAX: usize = 16;
+
+/// Verifications of handshakes and objects in one turn; the rest waits for the next. Each costs some 0.1 to 0.3 ms, in which
+/// nobody's frame moves.
+pub const VERIFICATIONS_PER_TURN_MAX: usize = 8;
+
+/// Send records kept for reuse, per worker.
+pub const SPARE_GATHERS_MAX: usize = 64;
+
+/// A destination whose send has been under way for so long, in nanoseconds, counts as blocked: pages it holds for little
+/// payload are packed.
+pub const BLOCKED_AFTER_NS: u64 = 2_000_000;
+
 /// Largest credit of one stream, in bytes: 16 MiB fill 1.3 Gbit/s over 100 ms.
 pub const STREAM_WINDOW_MAX: u32 = 16 * 1024 * 1024;
 
@@ -93,6 +111,9 @@ pub const SUBMISSION_ENTRIES: u32 = 1024;
 
 /// Completion queue entries: sized for multishot accepts and for a turn's receives and sends.
 pub const COMPLETION_ENTRIES: u32 = 4 * SUBMISSION_ENTRIES;
+
+/// Bytes of a stranger that may wait for their turn: the largest frame of a handshake and as much again.
+pub const STRANGER_STASH_LEN_MAX: usize = 8192;
 
 /// Half-open connections (before the session handshake is done); past it the oldest is closed.
 pub const HALF_OPEN_MAX: usize = 8192;
@@ -125,7 +146,7 @@ pub const DRAIN_TIMEOUT_NS: u64 = 10 * SECOND_NS;
 
 /// What a side sent before its FIN is delivered however slowly the other side reads; but when nothing of it could go out for
 /// this long, the stream is reset. Credit comes back half a window at a time, so a slow reader moves seldom.
-pub const DELIVERY_STALL_TIMEOUT_NS: u64 = 60 * SECOND_NS;
+pub const DELIVERY_STALL_TIMEOUT_NS: u64 = BRIDGE_IDLE_TIMEOUT_NS;
 
 /// After our FIN, how long the peer may take to send its own; then the stream is reset. Clients of 2024 forget to
 /// (dmsg-wire 16).

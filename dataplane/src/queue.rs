@@ -13,12 +13,15 @@ const NONE: u32 = u32::MAX;
 pub struct Queue {
     head: u32,
     tail: u32,
+    /// The last node that was looked at for packing; none: all are still to be looked at.
+    packed: u32,
+    spans: u32,
     len: usize,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { head: NONE, tail: NONE, len: 0 }
+        Self { head: NONE, tail: NONE, packed: NONE, spans: 0, len: 0 }
     }
 }
 
@@ -56,7 +59,21 @@ impl Queue {
             nodes.nodes[self.tail as usize].next = node;
         }
         self.tail = node;
+        self.spans += 1;
         self.len += span.len();
+    }
+
+    /// Bytes in the first `spans` spans.
+    pub fn len_of(&self, nodes: &Nodes, spans: usize) -> usize {
+        if self.spans as usize <= spans {
+            return self.len;
+        }
+        let (mut at, mut len) = (self.head, 0);
+        for _ in 0..spans {
+            len += nodes.nodes[at as usize].span.len();
+            at = nodes.nodes[at as usize].next;
+        }
+        len
     }
 
     /// Queues a copy of `bytes`, packed behind what was copied before where there is room. Returns how many bytes found
@@ -94,7 +111,11 @@ impl Queue {
             return Some(front);
         }
         nodes.give_back(self.head);
+        if self.packed == self.head {
+            self.packed = NONE;
+        }
         self.head = node.next;
+        self.spans -= 1;
         if self.head == NONE {
             self.tail = NONE;
         }
@@ -114,6 +135,7 @@ impl Queue {
             nodes.nodes[self.tail as usize].next = other.head;
         }
         self.tail = other.tail;
+        self.spans += other.spans;
         self.len += other.len;
     }
 
@@ -142,26 +164,38 @@ impl Queue {
     }
 
     /// Replaces spans of pages that are held for little payload by packed copies, so that the pages go back. Used when the
-    /// destination is blocked. Stops early when the memory is used up.
+    /// destination is blocked; what was looked at before is not looked at again. Stops early when the memory is used up.
     pub fn pack(&mut self, nodes: &mut Nodes, pool: &mut Pool, scratch: &mut Vec<u8>) {
-        let mut packed = Self::default();
-        while let Some(span) = self.pop(nodes, pool, usize::MAX) {
-            if !pool.is_wasteful(span) {
-                packed.push(nodes, span);
-                continue;
+        let mut previous = self.packed;
+        let mut at = if previous == NONE { self.head } else { nodes.nodes[previous as usize].next };
+        while at != NONE {
+            let Node { span, next } = nodes.nodes[at as usize];
+            if pool.is_wasteful(span) {
+                scratch.clear();
+                scratch.extend_from_slice(pool.bytes(span));
+                if previous != NONE && pool.room(nodes.nodes[previous as usize].span) >= span.len() {
+                    pool.append(&mut nodes.nodes[previous as usize].span, scratch);
+                    pool.release(span);
+                    nodes.nodes[previous as usize].next = next;
+                    nodes.give_back(at);
+                    self.spans -= 1;
+                    if next == NONE {
+                        self.tail = previous;
+                    }
+                    at = next;
+                    continue;
+                }
+                // As in `push_copy`: blocks grow with what is queued.
+                let wanted = span.len().max(self.len.min(crate::limits::PAGE_LEN / 4));
+                let Some(mut copy) = pool.allocate(wanted) else { break };
+                pool.append(&mut copy, scratch);
+                pool.release(span);
+                nodes.nodes[at as usize].span = copy;
             }
-            scratch.clear();
-            scratch.extend_from_slice(pool.bytes(span));
-            let copied = packed.push_copy(nodes, pool, scratch);
-            if copied < span.len() {
-                let rest = span.part(copied, span.len() - copied);
-                packed.push(nodes, rest);
-                packed.append(nodes, self);
-                break;
-            }
-            pool.release(span);
+            previous = at;
+            at = next;
         }
-        *self = packed;
+        self.packed = previous;
     }
 }
 

@@ -10,6 +10,9 @@ const TICK_NS: u64 = 64_000_000;
 /// Ticks in one revolution: 65 s. A later deadline is looked at once a revolution.
 const TICKS: u64 = 1024;
 
+/// Entries a bucket keeps room for when it is empty.
+const BUCKET_ROOM_MAX: usize = 256;
+
 /// Deadlines of `T`s. See the module's head.
 #[derive(Debug)]
 pub struct Wheel<T> {
@@ -70,6 +73,10 @@ impl<T> Wheel<T> {
             if self.filled[bucket / 64] >> (bucket % 64) & 1 == 1 {
                 self.len -= self.buckets[bucket].len();
                 due.append(&mut self.buckets[bucket]);
+                // A flood of short-lived owners must not leave its room behind in every bucket.
+                if self.buckets[bucket].capacity() > BUCKET_ROOM_MAX {
+                    self.buckets[bucket] = Vec::new();
+                }
                 self.filled[bucket / 64] &= !(1 << (bucket % 64));
             }
         }

@@ -93,6 +93,12 @@ pub struct Worker<D> {
     pub(crate) marked: Vec<Key>,
     /// Halves whose queue took spans in place in this turn.
     pub(crate) touched: Vec<Key>,
+    /// Verifications that may still be done in this turn.
+    pub(crate) verifications_left: usize,
+    /// Halves whose object waits for the next turn.
+    pub(crate) deferred: Vec<Key>,
+    /// Strangers whose message waits for the next turn.
+    pub(crate) deferred_strangers: VecDeque<Key>,
     /// Sessions whose receive found no page.
     pub(crate) starved: Vec<Key>,
     #[allow(
@@ -158,6 +164,9 @@ impl<D: Driver> Worker<D> {
             half_open_order: VecDeque::new(),
             marked: Vec::with_capacity(limits::TURN_LIST_AT_START),
             touched: Vec::with_capacity(limits::TURN_LIST_AT_START),
+            verifications_left: limits::VERIFICATIONS_PER_TURN_MAX,
+            deferred: Vec::new(),
+            deferred_strangers: VecDeque::new(),
             starved: Vec::with_capacity(limits::TURN_LIST_AT_START),
             spare_gathers: (0..limits::GATHERS_AT_START).map(|_| Box::default()).collect(),
             scratch: Vec::with_capacity(limits::PAGE_LEN),
@@ -189,7 +198,8 @@ impl<D: Driver> Worker<D> {
 
     /// One turn. See the module's head.
     pub fn turn(&mut self, batch: &mut Batch) -> Result<(), DriverError> {
-        let wait = self.wait.choose(self.driver.now(), self.wheel.next());
+        let mut wait = self.wait.choose(self.driver.now(), self.wheel.next());
+        wait.poll = !self.deferred.is_empty() || !self.deferred_strangers.is_empty();
         self.driver.turn(wait, batch)?;
         self.counters.count(Counter::Turns);
         self.counters.add(Counter::TurnsExhausted, u64::from(batch.exhausted));
@@ -200,15 +210,17 @@ impl<D: Driver> Worker<D> {
             .filter(|completion| matches!(completion, Completion::Received { .. }))
             .count();
 
+        self.verifications_left = limits::VERIFICATIONS_PER_TURN_MAX;
+        self.advance_deferred();
         self.handle(batch);
         let interactive = std::mem::take(&mut self.interactive);
         self.wait.observe(self.driver.now(), received_len, receives, interactive);
         self.expire();
         self.rearm_starved();
+        self.read_mail();
+        self.relieve_memory();
         self.forward();
         self.pack_touched();
-        self.relieve_memory();
-        self.read_mail();
         Ok(())
     }
 
@@ -270,16 +282,44 @@ impl<D: Driver> Worker<D> {
         self.starved = starved;
     }
 
-    /// Pages that would be held across turns for little payload go back: what is queued in them is copied.
-    fn pack_touched(&mut self) {
-        let mut touched = std::mem::take(&mut self.touched);
-        for key in touched.drain(..) {
-            if let Some(half) = self.halves.find_mut(key)
-                && !half.queue.is_empty()
-            {
-                half.queue.pack(&mut self.nodes, self.driver.pool(), &mut self.scratch);
+    /// What had no turn in the last one: established sessions before strangers, who share what is left in order of arrival.
+    fn advance_deferred(&mut self) {
+        let mut deferred = std::mem::take(&mut self.deferred);
+        for key in deferred.drain(..) {
+            if let Some(half) = self.halves.find_mut(key) {
+                half.deferred = false;
+                self.advance_opening(key);
             }
         }
+        // Those that had to wait again are in the new list.
+        if self.deferred.is_empty() {
+            self.deferred = deferred;
+        }
+        while self.verifications_left > 0 {
+            let Some(key) = self.deferred_strangers.pop_front() else { return };
+            self.advance_stranger(key);
+        }
+    }
+
+    /// Pages that blocked destinations hold for little payload go back: what is queued in them is copied. A destination that
+    /// still moves is looked at again.
+    fn pack_touched(&mut self) {
+        let now = self.driver.now();
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.retain(|&key| {
+            let Some(half) = self.halves.find_mut(key) else { return false };
+            let session = self.sessions.find(half.session);
+            let stuck = session.is_some_and(|session| {
+                session.sending && now.saturating_sub(session.sending_since) >= limits::BLOCKED_AFTER_NS
+            });
+            if half.blocked_since.is_some() || stuck {
+                half.queue.pack(&mut self.nodes, self.driver.pool(), &mut self.scratch);
+            } else if !half.queue.is_empty() {
+                return true;
+            }
+            half.touched = false;
+            false
+        });
         self.touched = touched;
     }
 

@@ -27,6 +27,8 @@ on_each_driver!(
     the_liveness_ping_and_the_ip_request_are_answered,
     what_was_sent_before_the_end_is_delivered_then_both_sides_end,
     a_reset_reaches_the_other_side,
+    what_a_client_finished_is_delivered_although_it_left,
+    a_dial_that_is_taken_back_costs_the_destination_no_reset,
     the_newest_session_of_a_key_wins,
     breaking_the_multiplexers_rules_ends_that_session_alone,
     a_reader_that_stops_holds_up_only_its_stream,
@@ -232,6 +234,47 @@ fn a_reset_reaches_the_other_side() {
     drop(a);
     assert!(!b.wait_end(on_b));
     wait_for(|| server.counters().value(Counter::SessionsClosed) == 1);
+}
+
+fn what_a_client_finished_is_delivered_although_it_left() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let (on_a, on_b) = bridge(&mut a, &mut b);
+    let bytes = pattern(6, 0, 200_000);
+    a.write(on_a, &bytes);
+    let now = a.now();
+    a.mux.finish(now, on_a);
+    a.pump();
+    // b has read nothing of its connection so far; the process behind a is gone.
+    drop(a);
+    wait_for(|| server.counters().value(Counter::SessionsClosed) == 1);
+    assert!(b.read_exact(on_b, bytes.len()) == bytes);
+    assert!(b.wait_end(on_b), "finished, not reset");
+}
+
+fn a_dial_that_is_taken_back_costs_the_destination_no_reset() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    // By reset of the stream, and by loss of the session: a client of 2024 would end its whole session over a reset.
+    let mut gone = Peer::connect(&server);
+    for dialler in [&mut a, &mut gone] {
+        let stream = dialler.open();
+        let signed = dialler.sign(&dialler.request(b.key));
+        dialler.write_object(stream, &signed);
+        let other = b.accept();
+        assert_eq!(b.read_object(other), signed);
+        dialler.mux.reset(stream);
+        dialler.pump();
+        assert!(b.wait_end(other), "finished, not reset");
+    }
+    let stream = gone.open();
+    let signed = gone.sign(&gone.request(b.key));
+    gone.write_object(stream, &signed);
+    let other = b.accept();
+    drop(gone);
+    assert_eq!(b.read_object(other), signed);
+    assert!(b.wait_end(other));
+    bridge(&mut a, &mut b);
 }
 
 fn the_newest_session_of_a_key_wins() {

@@ -550,12 +550,28 @@ fn answers_that_nobody_reads_end_the_session() {
     assert_eq!(violation, Violation::RepliesUnread { pending: 3 });
     assert_eq!(violation.go_away(), None);
 
+    // As many resets as streams may exist can be our own doing at one moment; only what exceeds both is the peer's.
+    let config = Config { streams_max: 4, ..config };
     let mut session: Session<u32> = Session::new(config, 0);
-    for id in [1, 3, 5] {
+    for id in (1..15).step_by(2) {
         feed(&mut session, syn(id));
         session.reset(id);
     }
-    assert_eq!(session.handle_header(0, &syn(7)), Err(Violation::RepliesUnread { pending: 3 }));
+    assert_eq!(session.handle_header(0, &syn(15)), Err(Violation::RepliesUnread { pending: 7 }));
+}
+
+#[test]
+fn resets_of_own_streams_are_never_held_against_the_peer() {
+    let config = Config { pending_replies_max: 3, streams_max: 4, open_backlog: 100, ..Config::server() };
+    let mut session: Session<u32> = Session::new(config, 0);
+    let own: Vec<u32> = (0..50).map(|tag| session.open(0, tag).expect("within the backlog")).collect();
+    assert_eq!(drain(&mut session).len(), 50);
+    for &id in &own {
+        session.reset(id);
+    }
+    feed(&mut session, syn(1));
+    assert_eq!(session.stream_count(), 1);
+    assert_eq!(drain(&mut session).len(), 50, "every reset is said");
 }
 
 #[test]

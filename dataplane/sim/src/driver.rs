@@ -48,6 +48,8 @@ struct Slot {
     receiving: bool,
     /// The kernel has it.
     receive_pending: bool,
+    /// A recall caught this receive.
+    receive_recalled: bool,
     sending: Option<Sending>,
     closing: bool,
 }
@@ -55,6 +57,8 @@ struct Slot {
 #[derive(Debug)]
 struct Sending {
     gather: Box<Gather>,
+    /// A recall caught it.
+    is_recalled: bool,
     /// The kernel has it.
     is_pending: bool,
     /// Bytes of what remained that are with the peer's link.
@@ -164,6 +168,13 @@ impl SimDriver {
                 }
                 Operation::Send(key) => self.start_send(key),
                 Operation::Recall(key) | Operation::Close(key) => {
+                    // A cancel catches what is pending when it is submitted, never what comes later.
+                    if let Some(slot) = self.slot(key) {
+                        slot.receive_recalled = slot.receiving;
+                        if let Some(sending) = &mut slot.sending {
+                            sending.is_recalled = true;
+                        }
+                    }
                     let at = self.world.now + self.random.range(0, self.plan.cancel_ns);
                     self.world.schedule(at, Wake::Cancel(key.index, key.generation));
                 }
@@ -239,7 +250,7 @@ impl SimDriver {
             len += taken;
         }
         let slot = &mut self.sockets[index as usize];
-        (slot.receiving, slot.receive_pending) = (false, false);
+        (slot.receiving, slot.receive_pending, slot.receive_recalled) = (false, false, false);
         self.world.log.note(now, Event::Received { socket: index, len, pages: pages.len(), digest });
         self.complete(Finished::Received { socket: key, pages });
         self.world.touched(wire);
@@ -247,7 +258,7 @@ impl SimDriver {
 
     fn end_receive(&mut self, socket: SocketKey, reason: ReceiveEnd) {
         let slot = &mut self.sockets[socket.index as usize];
-        (slot.receiving, slot.receive_pending) = (false, false);
+        (slot.receiving, slot.receive_pending, slot.receive_recalled) = (false, false, false);
         let why = match reason {
             ReceiveEnd::EndOfStream => "end of stream",
             ReceiveEnd::NoBuffers => "no buffers",
@@ -337,8 +348,9 @@ impl SimDriver {
     fn cancel(&mut self, index: u32, generation: u32) {
         let key = SocketKey { index, generation };
         let Some(slot) = self.slot(key) else { return };
-        let receives = slot.receiving;
-        let taken = slot.sending.as_ref().map(|sending| sending.taken);
+        let receives = slot.receiving && (slot.receive_recalled || slot.closing);
+        let sending = slot.sending.as_ref().filter(|sending| sending.is_recalled || slot.closing);
+        let taken = sending.map(|sending| sending.taken);
         if receives {
             self.end_receive(key, ReceiveEnd::Cancelled);
         }
@@ -494,7 +506,8 @@ impl Driver for SimDriver {
     }
 
     fn send(&mut self, socket: SocketKey, gather: Box<Gather>) {
-        let sending = Sending { gather, is_pending: false, taken: 0, until: 0, digest: 0 };
+        let sending =
+            Sending { gather, is_recalled: false, is_pending: false, taken: 0, until: 0, digest: 0 };
         let Some(slot) = self.slot(socket) else {
             let outcome = Err(ECANCELED);
             return self.complete(Finished::Other(Completion::Sent {

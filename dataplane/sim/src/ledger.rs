@@ -83,6 +83,8 @@ pub struct EndState {
 pub struct BridgeState {
     /// Source, destination.
     pub ends: [EndState; 2],
+    /// When the source dialled.
+    pub dialled_at: Nanos,
     /// The signed request, as sent.
     pub request: Vec<u8>,
     /// When the destination's response went out.
@@ -91,6 +93,14 @@ pub struct BridgeState {
     pub established_at: Option<Nanos>,
     /// When an end's session died.
     pub lost_at: Option<Nanos>,
+}
+
+impl BridgeState {
+    /// When a byte last arrived, or the response.
+    fn moved_at(&self) -> Nanos {
+        let [source, destination] = &self.ends;
+        source.progress_at.max(destination.progress_at).max(self.established_at.unwrap_or(0))
+    }
 }
 
 /// See the module's head.
@@ -112,8 +122,12 @@ pub struct Ledger {
     pub bytes_delivered: u64,
 }
 
+/// A bridge on which nothing moves for this long is closed.
+const IDLE_LIMIT_NS: Nanos = ringwire_dataplane::limits::BRIDGE_IDLE_TIMEOUT_NS;
+/// A dial to nobody is refused within this time and what the links take.
+const REFUSED_WITHIN_NS: Nanos = SECOND_NS;
 /// After one end is gone, how long the other may take to learn of it: a keepalive interval, a reply limit, and some.
-const LEARNS_WITHIN_NS: Nanos = 60 * SECOND_NS;
+const LEARNS_WITHIN_NS: Nanos = 75 * SECOND_NS;
 
 impl Ledger {
     /// Nothing has happened yet.
@@ -221,6 +235,11 @@ impl Ledger {
         if own.left_at.is_some() || lost_at.is_some() || self.is_quiescing {
             return;
         }
+        let told_after = now - self.bridges[bridge].dialled_at;
+        if plan.destination.is_none() && told_after > REFUSED_WITHIN_NS + self.patience_ns[bridge] {
+            let told_after = told_after / 1_000_000;
+            return self.fail(now, format!("bridge {bridge}: the refusal took {told_after} ms"));
+        }
         let refused = plan.destination.is_none() || !matches!(plan.answer, Answer::Accepts(_));
         match ending {
             Ending::Finished if partner.left_at.is_some() => {
@@ -234,6 +253,9 @@ impl Ledger {
                 }
             }
             Ending::Finished if refused => {}
+            // The idle limit is a cause.
+            Ending::Finished
+                if now + self.patience_ns[bridge] >= self.bridges[bridge].moved_at() + IDLE_LIMIT_NS => {}
             _ if must || (partner.left_at.is_none() && self.must_live(bridge)) => {
                 let words = ending.words();
                 self.fail(now, format!("bridge {bridge}: {role:?} saw {words} without a cause"));
@@ -246,7 +268,8 @@ impl Ledger {
     fn must_live(&self, bridge: usize) -> bool {
         let plan = &self.plan.bridges[bridge];
         let Some(destination) = plan.destination else { return false };
-        matches!(plan.answer, Answer::Accepts(_))
+        !self.plan.is_tight
+            && matches!(plan.answer, Answer::Accepts(_))
             && self.plan.is_healthy(plan.source)
             && self.plan.is_healthy(destination)
     }

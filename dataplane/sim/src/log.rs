@@ -3,8 +3,10 @@
 //! In: events with their virtual time. Out: the hash by which two runs are compared, and the trace of a failing seed.
 //! Lines are made only when tracing is on.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::hash::{Hash, Hasher};
+use std::rc::Rc;
 
 use ringwire_netem::Nanos;
 
@@ -35,6 +37,7 @@ pub enum Event {
     Ended { bridge: usize, source: bool, how: &'static str },
     Fault { peer: usize, what: &'static str },
     Pong { peer: usize, rtt_ns: Nanos },
+    HandedOver { bytes: usize },
     Phase { name: &'static str },
 }
 
@@ -92,6 +95,7 @@ impl fmt::Display for Event {
             Self::Pong { peer, rtt_ns } => {
                 write!(f, "peer {peer}  ping answered in {} ms", rtt_ns / 1_000_000)
             }
+            Self::HandedOver { bytes } => write!(f, "worker  frozen into {bytes} bytes and thawed"),
             Self::Phase { name } => write!(f, "==== {name} ===="),
         }
     }
@@ -102,13 +106,16 @@ impl fmt::Display for Event {
 pub struct Log {
     digest: Digest,
     events: u64,
-    lines: Option<Vec<String>>,
+    lines: Option<Lines>,
 }
 
+/// Readable lines, shared with whoever wants them even if the run panics.
+pub type Lines = Rc<RefCell<Vec<String>>>;
+
 impl Log {
-    /// An empty record; `trace`: keep readable lines.
-    pub fn new(trace: bool) -> Self {
-        Self { digest: Digest::default(), events: 0, lines: trace.then(Vec::new) }
+    /// An empty record; `lines`: where readable lines go, if anywhere.
+    pub fn new(lines: Option<Lines>) -> Self {
+        Self { digest: Digest::default(), events: 0, lines }
     }
 
     /// Adds an event.
@@ -117,7 +124,7 @@ impl Log {
         now.hash(&mut self.digest);
         event.hash(&mut self.digest);
         if let Some(lines) = &mut self.lines {
-            lines.push(format!("{:>12.6} s  {event}", now as f64 / 1e9));
+            lines.borrow_mut().push(format!("{:>12.6} s  {event}", now as f64 / 1e9));
         }
     }
 
@@ -129,11 +136,6 @@ impl Log {
     /// Events so far.
     pub fn events(&self) -> u64 {
         self.events
-    }
-
-    /// The readable lines; none when tracing is off.
-    pub fn take_lines(&mut self) -> Vec<String> {
-        self.lines.take().unwrap_or_default()
     }
 }
 

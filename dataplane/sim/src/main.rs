@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
+use ringwire_dataplane::counters::Counter;
 use ringwire_sim::run::quiet_panics;
 use ringwire_sim::{Report, run_seed};
 
@@ -97,6 +98,14 @@ fn show(arguments: &Arguments, report: &Report, seconds: f64) {
     }
 }
 
+/// What the workers counted in all runs together: a zero is something the seeds do not reach.
+fn show_counters(reports: &[Report]) {
+    for &counter in Counter::ALL {
+        let sum: u64 = reports.iter().map(|report| report.counters.value(counter)).sum();
+        println!("{sum:>14}  {}", counter.name());
+    }
+}
+
 fn summarise(arguments: &Arguments, reports: &[Report], seconds: f64) -> ExitCode {
     let failed: Vec<&Report> = reports.iter().filter(|report| report.failure.is_some()).collect();
     let hash = reports.iter().fold(0, |hash: u64, report| hash.rotate_left(5) ^ report.hash);
@@ -109,6 +118,9 @@ fn summarise(arguments: &Arguments, reports: &[Report], seconds: f64) -> ExitCod
         failed.len(),
         bytes / 1_000_000,
     );
+    if arguments.verbose {
+        show_counters(reports);
+    }
     if failed.is_empty() {
         return ExitCode::SUCCESS;
     }

@@ -15,10 +15,16 @@ pub struct Plan {
     pub bridges: Vec<BridgePlan>,
     /// How the kernel behaves.
     pub kernel: KernelPlan,
+    /// Buffer memory may run out: streams may be refused and reset for that reason alone.
+    pub is_tight: bool,
     /// When what must complete has to be complete, and everybody ends what is left.
     pub quiesce_at: Nanos,
     /// When everything must have ended, with sessions still up.
     pub settled_at: Nanos,
+    /// When the worker is frozen and another goes on with its state.
+    pub handovers: Vec<Nanos>,
+    /// When the worker is told to stop, whatever runs.
+    pub stops_at: Option<Nanos>,
     /// Stop the worker with sessions up, instead of ending the sessions first.
     pub stops_with_sessions: bool,
 }
@@ -40,8 +46,12 @@ pub struct PeerPlan {
     pub manner: Manner,
     /// What it is besides an honest client.
     pub character: Character,
+    /// Asks for a sign of life every so often, besides the keepalive.
+    pub pings: bool,
     /// Answers a FIN with its own. Clients of 2024 forget to.
     pub answers_finish: bool,
+    /// What it wants of the server itself, the latest first.
+    pub errands: Vec<(Nanos, Errand)>,
     /// What happens to its connection.
     pub faults: Vec<Fault>,
 }
@@ -66,6 +76,17 @@ pub enum Character {
     Rude(Nanos, Rudeness),
     /// Never gets through its handshake.
     Stranger(Strangeness),
+}
+
+/// What a client wants of the server itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Errand {
+    /// A sign of life, on a stream.
+    Ping,
+    /// Its own address.
+    AskForAddress,
+    /// To be taken for somebody else.
+    LieAboutSource,
 }
 
 /// Which rule is broken.
@@ -105,6 +126,8 @@ pub enum Fault {
     ResetAt(Nanos),
     /// The client closes it at this time, streams and all.
     CloseAt(Nanos),
+    /// The client takes no new streams from this time on.
+    GoAwayAt(Nanos),
     /// Nothing passes any more; nobody is told.
     BlackHole(Nanos),
     /// Nothing passes in one direction (bytes written by this side).
@@ -128,6 +151,7 @@ impl Fault {
             | Self::ResetAfterSent(_)
             | Self::ResetAt(_)
             | Self::CloseAt(_)
+            | Self::GoAwayAt(_)
             | Self::BlackHole(_)
             | Self::CutOneWay(..) => None,
         }
@@ -281,7 +305,7 @@ impl Plan {
 
     /// Whether a bridge must open, carry everything and end as planned.
     pub fn must_complete(&self, bridge: &BridgePlan) -> bool {
-        let Some(destination) = bridge.destination else { return false };
+        let Some(destination) = bridge.destination.filter(|_| !self.is_tight) else { return false };
         let stops = |flow: &FlowPlan| matches!(flow.reader, Reader::StopsAfter(_));
         self.is_healthy(bridge.source)
             && self.is_healthy(destination)
@@ -297,7 +321,7 @@ impl Plan {
     /// For how long a byte of a bridge that must complete may be under way before somebody counts as starved.
     pub fn patience_ns(&self, bridge: &BridgePlan) -> Nanos {
         let ends = [Some(bridge.source), bridge.destination];
-        let mut patience = 5_000_000_000;
+        let mut patience = 3_000_000_000;
         for peer in ends.into_iter().flatten() {
             let streams = self
                 .bridges
@@ -305,10 +329,11 @@ impl Plan {
                 .filter(|other| other.source == peer || other.destination == Some(peer))
                 .count() as u64;
             let plan = &self.peers[peer];
-            let rate = effective_rate(&plan.up).min(effective_rate(&plan.down));
-            // A gathered send, both buffers of the connection and a round of everybody's turns.
-            let ahead = 640 * 1024 + streams * 64 * 1024;
-            patience += 2 * ahead * 1_000_000_000 / rate;
+            for way in [&plan.up, &plan.down] {
+                // What the connection holds, a gathered send on top, and a round of everybody's turns; twice.
+                let ahead = way.send_buffer_len as u64 + 64 * 1024 + streams * 64 * 1024;
+                patience += 2 * ahead * 1_000_000_000 / effective_rate(way);
+            }
             patience +=
                 plan.faults.iter().filter_map(|fault| fault.survivable_ns()).map(|ns| 2 * ns).sum::<u64>();
         }

@@ -1,11 +1,12 @@
 //! One run of one seed: plan, world, driver, the real worker, and the verdict.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use ringwire_dataplane::counters::{Counter, CounterBlock};
+use ringwire_dataplane::counters::{Counter, CounterBlock, Counters};
 use ringwire_dataplane::driver::{Batch, Nanos};
 use ringwire_dataplane::worker::{Identity, Settings, Worker};
 use ringwire_netem::{Random, SECOND_NS};
@@ -14,7 +15,7 @@ use ringwire_proto::identity::SecretKey;
 
 use crate::driver::SimDriver;
 use crate::ledger::{Failure, Ledger};
-use crate::log::Log;
+use crate::log::{Event, Lines, Log};
 use crate::peer::Peer;
 use crate::plan::{Character, Plan};
 use crate::scenario;
@@ -37,6 +38,8 @@ pub struct Report {
     pub virtual_ns: Nanos,
     /// Bridges planned, bridges the worker opened, and payload bytes that peers read and verified.
     pub bridges: (usize, u64, u64),
+    /// The worker's counters at the end.
+    pub counters: Counters,
     /// The first broken promise.
     pub failure: Option<Failure>,
     /// What happened, line by line, if tracing was on.
@@ -68,121 +71,170 @@ pub fn run_seed(seed: u64, trace: bool) -> Report {
 /// Runs a plan.
 pub fn run_plan(plan: Plan, trace: bool) -> Report {
     let (seed, theme, bridges) = (plan.seed, plan.theme, plan.bridges.len());
-    let random = Random::new(seed).fork(0x0077_6f72_6c64);
-    let mut entropy = SeededEntropy::new(seed ^ 0x7365_7276_6572);
-    let server = SecretKey::generate(&mut entropy);
-    let absent = SecretKey::generate(&mut entropy).public_key();
-    let secrets: Vec<SecretKey> = plan.peers.iter().map(|_| SecretKey::generate(&mut entropy)).collect();
-    let peers = plan.peers.iter().enumerate().map(|(index, peer)| {
-        let secret = secrets[peer.identity].clone();
-        Peer::new(
-            index,
-            peer.clone(),
-            plan.is_healthy(index),
-            secret,
-            server.public_key(),
-            seed << 8 ^ index as u64,
-        )
-    });
-    let peers: Vec<Peer> = peers.collect();
-    let kernel = plan.kernel.clone();
-    let stops_with_sessions = plan.stops_with_sessions;
-    let settings = Settings { company_us_max: kernel.company_us_max, ..Settings::default() };
-    let world = World::new(Ledger::new(plan), peers, absent, Log::new(trace), random.fork(1));
-    let driver = match SimDriver::new(world, kernel, random.fork(2)) {
-        Ok(driver) => driver,
-        Err(error) => {
-            let failure = Some(Failure { at: 0, what: format!("no buffer memory: {error}") });
-            let (hash, events, turns, virtual_ns, trace) = (0, 0, 0, 0, Vec::new());
-            return Report {
-                seed,
-                theme,
-                hash,
-                events,
-                turns,
-                virtual_ns,
-                bridges: (bridges, 0, 0),
-                failure,
-                trace,
-            };
-        }
-    };
-    let identity = Arc::new(Identity { public_key: server.public_key(), secret_key: server });
+    let lines = trace.then(Lines::default);
     let counters = Arc::new(CounterBlock::default());
-    let stop = Arc::new(AtomicBool::new(false));
-    let mut worker = Worker::new(
-        driver,
-        1,
-        identity,
-        settings,
-        Box::new(entropy),
-        Arc::clone(&counters),
-        Arc::clone(&stop),
-    );
-    let outcome =
-        catch_unwind(AssertUnwindSafe(|| drive(&mut worker, &counters, &stop, stops_with_sessions)));
-    let world = &mut worker.driver().world;
-    if let Err(panic) = outcome {
-        let said = panic.downcast_ref::<String>().cloned();
-        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|words| (*words).to_owned()));
-        let words = LAST_PANIC.with_borrow_mut(std::mem::take);
-        let words = if words.is_empty() { said.unwrap_or_default() } else { words };
-        let now = world.now;
-        world.ledger.fail(now, format!("panic: {words}"));
-    }
-    let report = Report {
+    let mut run = Run { worker: None, fabric: Fabric::new(&plan, Arc::clone(&counters)) };
+    let outcome = catch_unwind(AssertUnwindSafe(|| run.go(plan, lines.clone())));
+    let mut report = Report {
         seed,
         theme,
-        hash: world.log.hash(),
-        events: world.log.events(),
+        hash: 0,
+        events: 0,
         turns: counters.value(Counter::Turns),
-        virtual_ns: world.now - SECOND_NS,
-        bridges: (bridges, counters.value(Counter::BridgesOpened), world.ledger.bytes_delivered),
-        failure: world.ledger.failure.clone(),
-        trace: world.log.take_lines(),
+        virtual_ns: 0,
+        bridges: (bridges, counters.value(Counter::BridgesOpened), 0),
+        counters: Counters::of(&counters),
+        failure: outcome.as_ref().err().map(|panic| Failure { at: 0, what: panic_words(&**panic) }),
+        trace: Vec::new(),
     };
+    if let Some(worker) = &mut run.worker {
+        let world = &mut worker.driver().world;
+        report.hash = world.log.hash();
+        report.events = world.log.events();
+        report.virtual_ns = world.now - SECOND_NS;
+        report.bridges.2 = world.ledger.bytes_delivered;
+        match &mut report.failure {
+            Some(failure) => failure.at = world.now,
+            none => *none = world.ledger.failure.clone(),
+        }
+    }
+    report.trace = lines.map(|lines| lines.take()).unwrap_or_default();
     if report.failure.is_some() {
         // A worker that broke a promise may break another while it is dropped.
-        std::mem::forget(worker);
+        std::mem::forget(run.worker);
     }
     report
 }
 
-/// Turns the worker until the plan is through or a promise is broken.
-fn drive(
-    worker: &mut Worker<SimDriver>,
-    counters: &CounterBlock,
-    stop: &AtomicBool,
-    stops_with_sessions: bool,
-) {
-    let mut batch = Batch::default();
-    loop {
-        if worker.turn(&mut batch).is_err() {
+fn panic_words(panic: &(dyn Any + Send)) -> String {
+    let said = panic.downcast_ref::<String>().cloned();
+    let said = said.or_else(|| panic.downcast_ref::<&str>().map(|words| (*words).to_owned()));
+    let seen = LAST_PANIC.with_borrow_mut(std::mem::take);
+    format!("panic: {}", if seen.is_empty() { said.unwrap_or_default() } else { seen })
+}
+
+/// What every worker of a run is made of.
+struct Fabric {
+    entropy: SeededEntropy,
+    identity: Arc<Identity>,
+    settings: Settings,
+    counters: Arc<CounterBlock>,
+    stop: Arc<AtomicBool>,
+    handovers: u64,
+    seed: u64,
+}
+
+impl Fabric {
+    fn new(plan: &Plan, counters: Arc<CounterBlock>) -> Self {
+        let mut entropy = SeededEntropy::new(plan.seed ^ 0x7365_7276_6572);
+        let secret_key = SecretKey::generate(&mut entropy);
+        let identity = Arc::new(Identity { public_key: secret_key.public_key(), secret_key });
+        let settings = Settings { company_us_max: plan.kernel.company_us_max, ..Settings::default() };
+        let stop = Arc::new(AtomicBool::new(false));
+        Self { entropy, identity, settings, counters, stop, handovers: 0, seed: plan.seed }
+    }
+
+    fn entropy(&self) -> Box<SeededEntropy> {
+        Box::new(SeededEntropy::new(self.seed.rotate_left(32) ^ self.handovers))
+    }
+}
+
+/// A run with its worker.
+struct Run {
+    worker: Option<Worker<SimDriver>>,
+    fabric: Fabric,
+}
+
+impl Run {
+    fn go(&mut self, plan: Plan, lines: Option<Lines>) {
+        let fabric = &mut self.fabric;
+        let random = Random::new(plan.seed).fork(0x0077_6f72_6c64);
+        let absent = SecretKey::generate(&mut fabric.entropy).public_key();
+        let secrets: Vec<SecretKey> =
+            plan.peers.iter().map(|_| SecretKey::generate(&mut fabric.entropy)).collect();
+        let server = fabric.identity.public_key;
+        let peers = plan.peers.iter().enumerate().map(|(index, peer)| {
+            let secret = secrets[peer.identity].clone();
+            Peer::new(
+                index,
+                peer.clone(),
+                plan.is_healthy(index),
+                secret,
+                server,
+                plan.seed << 8 ^ index as u64,
+            )
+        });
+        let peers: Vec<Peer> = peers.collect();
+        let (kernel, stops) = (plan.kernel.clone(), plan.stops_with_sessions);
+        let world = World::new(Ledger::new(plan), peers, absent, Log::new(lines), random.fork(1));
+        let driver = match SimDriver::new(world, kernel, random.fork(2)) {
+            Ok(driver) => driver,
+            Err(error) => panic!("no buffer memory: {error}"),
+        };
+        let (identity, counters) = (Arc::clone(&fabric.identity), Arc::clone(&fabric.counters));
+        let (stop, entropy) = (Arc::clone(&fabric.stop), fabric.entropy());
+        let worker = Worker::new(driver, 1, identity, fabric.settings, entropy, counters, stop);
+        self.worker = Some(worker);
+        self.drive(stops);
+    }
+
+    /// Turns the worker until the plan is through or a promise is broken.
+    fn drive(&mut self, stops_with_sessions: bool) {
+        let mut batch = Batch::default();
+        while let Some(worker) = &mut self.worker {
+            let turned = worker.turn(&mut batch);
+            let counters = &*self.fabric.counters;
             let world = &mut worker.driver().world;
             let now = world.now;
-            return world.ledger.fail(now, "the driver failed".into());
-        }
-        let world = &mut worker.driver().world;
-        let now = world.now;
-        if counters.value(Counter::Turns) > TURNS_MAX {
-            world.ledger.fail(now, format!("more than {TURNS_MAX} turns"));
-        }
-        if world.ledger.failure.is_some() {
-            return;
-        }
-        if !world.is_interrupted {
-            continue;
-        }
-        world.is_interrupted = false;
-        match world.phase {
-            Phase::Settled => {
-                check_settled(worker);
-                if stops_with_sessions {
-                    return check_stop(worker, counters, stop);
-                }
+            if turned.is_err() {
+                return world.ledger.fail(now, "the driver failed".into());
             }
-            Phase::Over => return check_over(worker, counters),
-            Phase::Busy | Phase::Quiesce | Phase::Leave => {}
+            if counters.value(Counter::Turns) > TURNS_MAX {
+                world.ledger.fail(now, format!("more than {TURNS_MAX} turns"));
+            }
+            if world.ledger.failure.is_some() {
+                return;
+            }
+            if !std::mem::take(&mut world.is_interrupted) {
+                continue;
+            }
+            if world.is_stop_due {
+                return check_stop(worker, counters, &self.fabric.stop);
+            }
+            if std::mem::take(&mut world.is_handover_due) {
+                self.hand_over();
+                continue;
+            }
+            match world.phase {
+                Phase::Settled => {
+                    check_settled(worker);
+                    if stops_with_sessions {
+                        return check_stop(worker, counters, &self.fabric.stop);
+                    }
+                }
+                Phase::Over => return check_over(worker, counters),
+                Phase::Busy | Phase::Quiesce | Phase::Leave => {}
+            }
+        }
+    }
+
+    /// Freezes the worker; another one goes on.
+    fn hand_over(&mut self) {
+        let Some(worker) = self.worker.take() else { return };
+        let fabric = &mut self.fabric;
+        fabric.handovers += 1;
+        let (mut driver, frozen) = match worker.freeze() {
+            Ok(parts) => parts,
+            Err(error) => panic!("the worker was not frozen: {error}"),
+        };
+        let bytes = frozen.expose().len();
+        let now = driver.world.now;
+        driver.world.log.note(now, Event::HandedOver { bytes });
+        let (identity, counters) = (Arc::clone(&fabric.identity), Arc::clone(&fabric.counters));
+        let (stop, entropy) = (Arc::clone(&fabric.stop), fabric.entropy());
+        match Worker::thaw(&frozen, driver, 1, identity, fabric.settings, entropy, counters, stop) {
+            Ok(worker) => self.worker = Some(worker),
+            Err(error) => panic!("the worker was not thawed: {error}"),
         }
     }
 }
@@ -205,6 +257,9 @@ fn check_settled(worker: &mut Worker<SimDriver>) {
             "{} spans and {} bytes are held",
             inspection.spans_queued, inspection.pool_held_len
         ));
+    }
+    if inspection.promised_len != 0 {
+        wrong.push(format!("{} bytes of credit are promised to nobody", inspection.promised_len));
     }
     if open < healthy || inspection.sessions < healthy {
         wrong.push(format!(
@@ -244,9 +299,10 @@ fn check_over(worker: &mut Worker<SimDriver>, counters: &CounterBlock) {
             inspection.sessions, inspection.directory, inspection.halves
         ));
     }
-    if inspection.spans_queued != 0 || inspection.pool_held_len != 0 || missing != 0 {
+    if inspection.spans_queued != 0 || inspection.pool_held_len + inspection.promised_len + missing != 0 {
         let (spans, held) = (inspection.spans_queued, inspection.pool_held_len);
-        wrong.push(format!("{spans} spans, {held} bytes held, {missing} pages missing"));
+        let promised = inspection.promised_len;
+        wrong.push(format!("{spans} spans, {held} bytes held, {promised} promised, {missing} pages missing"));
     }
     if !wrong.is_empty() {
         let world = &mut worker.driver().world;
@@ -264,7 +320,9 @@ fn check_stop(worker: &mut Worker<SimDriver>, counters: &CounterBlock, stop: &At
     }
     let mut batch = Batch::default();
     // Until the last cancelled operation is home.
-    for _ in 0..200 {
+    for _ in 0..10_000 {
+        // Whatever else was planned for the worker does not happen any more.
+        worker.driver().world.is_interrupted = false;
         if worker.turn(&mut batch).is_err() || worker.driver().world.ledger.failure.is_some() {
             return;
         }

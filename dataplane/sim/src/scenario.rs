@@ -3,8 +3,8 @@
 use ringwire_netem::{Jitter, LineConfig, LossConfig, Nanos, Random, Rate, SECOND_NS, Side, StreamConfig};
 
 use crate::plan::{
-    Answer, BridgePlan, Character, EndPlan, Fault, FlowPlan, KernelPlan, Manner, PeerPlan, Plan, Reader,
-    Rudeness, Strangeness, effective_rate,
+    Answer, BridgePlan, Character, EndPlan, Errand, Fault, FlowPlan, KernelPlan, Manner, PeerPlan, Plan,
+    Reader, Rudeness, Strangeness, effective_rate,
 };
 
 /// A kind of scenario and what draws it.
@@ -15,7 +15,7 @@ const MS: Nanos = 1_000_000;
 /// The plan of a seed. Seed 0 is the thinnest there is: two peers, one bridge, no faults.
 pub fn draw(seed: u64) -> Plan {
     let mut random = Random::new(seed);
-    let themes: [Theme; 9] = [
+    let themes: [Theme; 13] = [
         ("mixture", mixture),
         ("churn", churn),
         ("crowd", crowd),
@@ -25,6 +25,10 @@ pub fn draw(seed: u64) -> Plan {
         ("refusals", refusals),
         ("slow readers", slow_readers),
         ("resets", resets),
+        ("turmoil", turmoil),
+        ("tight", tight),
+        ("idle", idle),
+        ("long paths", long_paths),
     ];
     let (theme, draw) = if seed == 0 { ("walk", walk as fn(&mut Draw<'_>)) } else { *random.pick(&themes) };
     let mut plan = Plan {
@@ -33,8 +37,11 @@ pub fn draw(seed: u64) -> Plan {
         peers: Vec::new(),
         bridges: Vec::new(),
         kernel: KernelPlan::smooth(),
+        is_tight: false,
         quiesce_at: 0,
         settled_at: 0,
+        handovers: Vec::new(),
+        stops_at: None,
         stops_with_sessions: false,
     };
     let mut drawing = Draw { random: &mut random, plan: &mut plan };
@@ -42,7 +49,26 @@ pub fn draw(seed: u64) -> Plan {
         drawing.kernel();
     }
     draw(&mut drawing);
+    for peer in 0..plan.peers.len() {
+        if seed != 0 && random.chance(300_000) {
+            let errands = [Errand::Ping, Errand::AskForAddress, Errand::LieAboutSource];
+            let mut times: Vec<Nanos> =
+                (0..random.range(1, 3)).map(|_| random.range(4, 11) * SECOND_NS).collect();
+            times.sort_unstable_by(|a, b| b.cmp(a));
+            plan.peers[peer].errands = times.into_iter().map(|at| (at, *random.pick(&errands))).collect();
+        }
+    }
     plan.stops_with_sessions = seed != 0 && random.chance(200_000);
+    if seed != 0 && random.chance(60_000) {
+        plan.stops_at = Some(random.range(2 * SECOND_NS, 10 * SECOND_NS));
+    }
+    if seed != 0 && random.chance(250_000) {
+        // A cancel that outlasts the freeze costs its session; here none may be lost.
+        plan.kernel.cancel_ns = plan.kernel.cancel_ns.min(MS);
+        for _ in 0..random.range(1, 3) {
+            plan.handovers.push(random.range(4 * SECOND_NS, 11 * SECOND_NS));
+        }
+    }
     set_times(&mut plan);
     plan
 }
@@ -107,7 +133,7 @@ fn crowd(draw: &mut Draw<'_>) {
     let sources = draw.plan.peers.len() - 1;
     let count = draw.random.range(4, 6) as usize;
     for index in 0..count {
-        let len = if index == count - 1 { 20_000 } else { draw.random.range(500_000, 900_000) };
+        let len = if index == count - 1 { 20_000 } else { draw.random.range(800_000, 1_500_000) };
         let at = 5 * SECOND_NS + draw.random.range(0, 200 * MS);
         let mut bridge = draw.bridge(1, at);
         bridge.source = 1 + index % sources;
@@ -128,18 +154,19 @@ fn deaths(draw: &mut Draw<'_>) {
     for peer in 0..dying {
         let at = draw.random.range(4 * SECOND_NS, 12 * SECOND_NS);
         let bytes = draw.random.range(100, 250_000);
-        let fault = match draw.random.below(7) {
+        let fault = match draw.random.below(10) {
             0 => Fault::ResetAfterReceived(bytes),
             1 => Fault::ResetAfterSent(bytes),
             2 => Fault::ResetAt(at),
             3 => Fault::CloseAt(at),
-            4 => Fault::BlackHole(at),
+            4 | 7 | 8 => Fault::BlackHole(at),
+            9 => Fault::GoAwayAt(at),
             5 => Fault::CutOneWay(at, if draw.random.chance(500_000) { Side::A } else { Side::B }),
             _ => Fault::PauseFor(at, 60 * SECOND_NS),
         };
         draw.plan.peers[peer].faults.push(fault);
     }
-    if draw.random.chance(300_000) {
+    if draw.random.chance(500_000) {
         // A second session of the same key displaces the first.
         let mut again = draw.plan.peers[0].clone();
         again.connects_at = draw.random.range(5 * SECOND_NS, 10 * SECOND_NS);
@@ -216,8 +243,9 @@ fn slow_readers(draw: &mut Draw<'_>) {
     let count = draw.random.range(3, 8);
     draw.bridges(count as usize, 500_000, 4 * SECOND_NS);
     for index in 0..draw.plan.bridges.len() {
-        let reader = match draw.random.below(4) {
+        let reader = match draw.random.below(5) {
             0 => Reader::StopsAfter(draw.random.range(0, 300_000)),
+            3 => Reader::Slow { len: 16_000, every_ns: draw.random.range(500 * MS, 1000 * MS) },
             1 => Reader::Slow { len: 16_000, every_ns: draw.random.range(20 * MS, 200 * MS) },
             2 => Reader::Slow { len: 1000, every_ns: draw.random.range(MS, 4 * MS) },
             _ => Reader::Eager,
@@ -248,6 +276,96 @@ fn resets(draw: &mut Draw<'_>) {
     }
 }
 
+/// Many large frames under way on slow links, and streams that vanish under them while others begin.
+fn turmoil(draw: &mut Draw<'_>) {
+    draw.peers(2, 3);
+    for peer in &mut draw.plan.peers {
+        peer.manner = Manner::Native;
+        peer.up.line.rate = Rate::Constant(draw.random.range(300_000, 900_000));
+    }
+    for _ in 0..draw.random.range(15, 30) {
+        let at = 5 * SECOND_NS + draw.random.range(0, 3 * SECOND_NS);
+        let mut bridge = draw.bridge(60_000, at);
+        bridge.forth.write_len = 65_536;
+        bridge.back.write_len = 65_536;
+        let after = draw.random.range(0, 60_000);
+        match draw.random.below(3) {
+            0 => bridge.end = EndPlan::SourceResets(after),
+            1 => bridge.end = EndPlan::DestinationResets(after),
+            _ => {}
+        }
+        draw.plan.bridges.push(bridge);
+    }
+}
+
+/// Buffer memory for a few bridges, wanted by many, with readers that do not read.
+fn tight(draw: &mut Draw<'_>) {
+    draw.peers(3, 5);
+    draw.plan.is_tight = true;
+    draw.plan.kernel.memory_pages = draw.random.range(96, 512) as usize;
+    draw.plan.kernel.ring_pages = draw.plan.kernel.ring_pages.min(32);
+    let count = draw.random.range(8, 20);
+    draw.bridges(count as usize, 400_000, 6 * SECOND_NS);
+    for index in 0..draw.plan.bridges.len() {
+        if draw.random.chance(500_000) {
+            let bridge = &mut draw.plan.bridges[index];
+            bridge.forth.reader = Reader::StopsAfter(draw.random.range(0, 100_000));
+            bridge.end = EndPlan::Never;
+        }
+    }
+}
+
+/// Bulk over long paths: windows larger than the base one, granted, used and taken back.
+fn long_paths(draw: &mut Draw<'_>) {
+    draw.peers(2, 3);
+    for index in 0..draw.plan.peers.len() {
+        let delay_ns = draw.random.range(20 * MS, 120 * MS);
+        let peer = &mut draw.plan.peers[index];
+        for way in [&mut peer.up, &mut peer.down] {
+            way.line.delay_ns = delay_ns;
+            way.line.jitter = Jitter::None;
+            way.line.rate = Rate::Constant(draw.random.range(2_000_000, 30_000_000));
+            way.retransmit_ns = 200 * MS + 2 * delay_ns;
+            way.segment_len = 16_384;
+            // Room for what the path holds.
+            way.send_buffer_len = draw.random.range(512, 2048) as usize * 1024;
+            way.receive_buffer_len = 2 * way.send_buffer_len;
+        }
+    }
+    for _ in 0..draw.random.range(1, 3) {
+        let at = 5 * SECOND_NS + draw.random.range(0, SECOND_NS);
+        let mut bridge = draw.bridge(3000, at);
+        let len = draw.random.range(1_500_000, 6_000_000);
+        let reader = if draw.random.chance(300_000) {
+            Reader::Slow { len: 16_000, every_ns: draw.random.range(5 * MS, 20 * MS) }
+        } else {
+            Reader::Eager
+        };
+        bridge.forth = FlowPlan { len, write_len: 65_536, pause_ns: 0, reader };
+        bridge.end = *draw.random.pick(&[EndPlan::SourceAfterBoth, EndPlan::SourceWhenSent]);
+        draw.plan.bridges.push(bridge);
+    }
+}
+
+/// Bridges on which nothing moves for longer than the limit, and others that speak just often enough.
+fn idle(draw: &mut Draw<'_>) {
+    draw.peers(2, 3);
+    for _ in 0..draw.random.range(2, 5) {
+        let at = 5 * SECOND_NS + draw.random.range(0, 5 * SECOND_NS);
+        let mut bridge = draw.bridge(300, at);
+        if draw.random.chance(500_000) {
+            bridge.end = EndPlan::Never;
+        } else {
+            bridge.forth = FlowPlan { len: 60, write_len: 10, pause_ns: 0, reader: Reader::Eager };
+            bridge.forth.pause_ns = draw.random.range(30 * SECOND_NS, 280 * SECOND_NS);
+            bridge.back.len = 0;
+            bridge.end = EndPlan::SourceAfterBoth;
+        }
+        draw.plan.bridges.push(bridge);
+    }
+    draw.plan.quiesce_at = 330 * SECOND_NS;
+}
+
 /// An honest client on a perfect link.
 fn honest(connects_at: Nanos) -> PeerPlan {
     PeerPlan {
@@ -257,8 +375,10 @@ fn honest(connects_at: Nanos) -> PeerPlan {
         down: StreamConfig::default(),
         hybrid: false,
         manner: Manner::Native,
+        pings: true,
         character: Character::Honest,
         answers_finish: true,
+        errands: Vec::new(),
         faults: Vec::new(),
     }
 }
@@ -286,6 +406,7 @@ impl Draw<'_> {
             connects_at: random.range(SECOND_NS, 3 * SECOND_NS),
             hybrid: random.chance(300_000),
             manner: if random.chance(500_000) { Manner::Go } else { Manner::Native },
+            pings: random.chance(500_000),
             answers_finish: random.chance(850_000),
             up: self.way(),
             down: self.way(),
@@ -452,7 +573,7 @@ fn set_times(plan: &mut Plan) {
             .sum();
         last_ns = last_ns.max(bridge.at + takes_ns + (6 + windows) * round_ns);
     }
-    plan.quiesce_at = last_ns.max(6 * SECOND_NS) + 10 * SECOND_NS + 3 * slowest_ns;
+    plan.quiesce_at = plan.quiesce_at.max(last_ns.max(6 * SECOND_NS) + 10 * SECOND_NS + 3 * slowest_ns);
     let detection_ns = 100 * SECOND_NS;
     plan.settled_at = plan.quiesce_at + detection_ns;
 }

@@ -37,6 +37,10 @@ pub enum Wake {
     UserTimeout(usize),
     /// The oracle looks for starvation.
     Watch,
+    /// The worker is to be replaced.
+    Handover,
+    /// The worker is to stop.
+    Stop,
     /// The run enters its next phase.
     Phase(Phase),
 }
@@ -86,6 +90,10 @@ pub struct World {
     pub log: Log,
     /// The phase the run is in.
     pub phase: Phase,
+    /// The run loop has to stop the worker.
+    pub is_stop_due: bool,
+    /// The run loop has to replace the worker.
+    pub is_handover_due: bool,
     /// The run loop has to look at the worker before time goes on.
     pub is_interrupted: bool,
     /// Connections that wait to be accepted.
@@ -119,6 +127,8 @@ impl World {
             ledger,
             log,
             phase: Phase::Busy,
+            is_stop_due: false,
+            is_handover_due: false,
             is_interrupted: false,
             backlog: VecDeque::new(),
             heap: BinaryHeap::new(),
@@ -136,9 +146,13 @@ impl World {
         let plan = self.ledger.plan.clone();
         for (peer, peer_plan) in plan.peers.iter().enumerate() {
             self.schedule(peer_plan.connects_at, Wake::Connect(peer));
+            for (at, _) in &peer_plan.errands {
+                self.schedule(*at, Wake::Peer(peer));
+            }
             for (index, fault) in peer_plan.faults.iter().enumerate() {
                 let (from, until) = match *fault {
-                    Fault::ResetAt(at)
+                    Fault::GoAwayAt(at)
+                    | Fault::ResetAt(at)
                     | Fault::CloseAt(at)
                     | Fault::BlackHole(at)
                     | Fault::CutOneWay(at, _) => (at, None),
@@ -154,6 +168,12 @@ impl World {
         }
         for (bridge, bridge_plan) in plan.bridges.iter().enumerate() {
             self.schedule(bridge_plan.at, Wake::Dial(bridge));
+        }
+        if let Some(at) = plan.stops_at {
+            self.schedule(at, Wake::Stop);
+        }
+        for at in plan.handovers {
+            self.schedule(at, Wake::Handover);
         }
         self.schedule(plan.quiesce_at, Wake::Phase(Phase::Quiesce));
         self.schedule(plan.settled_at, Wake::Phase(Phase::Settled));
@@ -215,6 +235,8 @@ impl World {
                     self.schedule(self.now + WATCH_NS, Wake::Watch);
                 }
             }
+            Wake::Stop => (self.is_stop_due, self.is_interrupted) = (true, true),
+            Wake::Handover => (self.is_handover_due, self.is_interrupted) = (true, true),
             Wake::Phase(phase) => self.enter(phase),
             Wake::Cancel(..) | Wake::Ready => {}
         }
@@ -287,6 +309,10 @@ impl World {
             (Fault::CloseAt(_), _) => {
                 self.peers[peer].close_at_once();
                 "closes its connection"
+            }
+            (Fault::GoAwayAt(_), _) => {
+                self.peers[peer].go_away();
+                "takes no new streams"
             }
             (Fault::BlackHole(_), _) => {
                 duplex.set_cut(now, Side::A, true);

@@ -40,14 +40,14 @@ fn a_first_block_of_seeds_passes() {
 fn every_theme_and_every_kind_of_fault_is_drawn() {
     let plans: Vec<plan::Plan> = (0..500).map(scenario::draw).collect();
     let themes: HashSet<&str> = plans.iter().map(|plan| plan.theme).collect();
-    assert_eq!(themes.len(), 10, "{themes:?}");
+    assert_eq!(themes.len(), 14, "{themes:?}");
     let mut faults = HashSet::new();
     for plan in &plans {
         for fault in plan.peers.iter().flat_map(|peer| &peer.faults) {
             faults.insert(std::mem::discriminant(fault));
         }
     }
-    assert_eq!(faults.len(), 9);
+    assert_eq!(faults.len(), 10);
     let kernels: Vec<&plan::KernelPlan> = plans.iter().map(|plan| &plan.kernel).collect();
     assert!(kernels.iter().any(|kernel| kernel.ring_pages == 1));
     assert!(kernels.iter().any(|kernel| kernel.batch_max == 1));

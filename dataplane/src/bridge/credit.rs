@@ -11,18 +11,36 @@ use crate::slab::Key;
 use crate::worker::Worker;
 
 impl<D: Driver> Worker<D> {
-    /// Counts a new stream's base window as used. False: the budget has no room for streams, and the stream is refused.
+    /// Counts a new stream's base window as used. False: the budget, or the session's share of it, has no room for streams, and
+    /// the stream is refused.
     pub(super) fn promise_window(&mut self, half_key: Key) -> bool {
         let held = self.driver.pool().held_len();
-        if !self.budget.allows_stream(held) {
+        let Some(half) = self.halves.find_mut(half_key) else { return false };
+        let Some(open) = self.sessions.find_mut(half.session).and_then(Session::open_mut) else {
+            return false;
+        };
+        if !self.budget.allows_stream(held) || open.promised >= self.budget.session_limit() {
             self.counters.count(Counter::RefusedBudget);
             return false;
         }
-        if let Some(half) = self.halves.find_mut(half_key) {
-            half.promised = INITIAL_WINDOW as usize;
-            self.budget.promise(half.promised);
-        }
+        half.promised = INITIAL_WINDOW as usize;
+        open.promised += half.promised;
+        self.budget.promise(half.promised);
         true
+    }
+
+    /// Takes back what was promised to a half's peer.
+    pub(crate) fn release_promise(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        let (session, promised) = (half.session, std::mem::take(&mut half.promised));
+        self.release_promised(session, promised);
+    }
+
+    pub(crate) fn release_promised(&mut self, session: Key, len: usize) {
+        self.budget.release(len);
+        if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
+            open.promised -= len;
+        }
     }
 
     /// `len` bytes of a half went out: the peer they came from gets its credit back.
@@ -44,6 +62,7 @@ impl<D: Driver> Worker<D> {
         let owed = open.mux.stream(stream).map_or(0, |stream| stream.unconsumed()).min(len);
         let kept = withhold(source, owed as usize, backlog);
         self.budget.release(kept);
+        open.promised -= kept;
         open.mux.consumed(stream, owed - kept as u32);
         self.mark(session);
         self.consider_window(source_key, backlog);
@@ -81,21 +100,33 @@ impl<D: Driver> Worker<D> {
             source.promised += extra;
         }
         if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
+            open.promised += extra;
             open.mux.grant_extra(stream, extra as u32);
         }
         self.mark(session);
     }
 
-    /// The budget is used up: the backlogs that have waited longest for their peers go, until it is not.
+    /// The budget is used up: the backlogs that have waited longest for their peers go, a few a turn, until it is not. Waiting
+    /// is for credit of the peer, or for its connection to take a send.
     pub(crate) fn relieve_memory(&mut self) {
-        while self.budget.is_exhausted(self.driver.pool().held_len()) {
-            let longest = self
-                .halves
-                .iter()
-                .filter(|(_, half)| !half.queue.is_empty() || !half.early.is_empty())
-                .min_by_key(|(_, half)| half.blocked_since.unwrap_or(u64::MAX))
-                .map(|(key, half)| (key, half.partner));
-            let Some((key, partner)) = longest else { return };
+        if !self.budget.is_exhausted(self.driver.pool().held_len()) {
+            return;
+        }
+        let mut waiting: Vec<(u64, Key, Key)> = self
+            .halves
+            .iter()
+            .filter(|(_, half)| !half.queue.is_empty() || !half.early.is_empty())
+            .map(|(key, half)| {
+                let sending = self.sessions.find(half.session).filter(|session| session.sending);
+                let since = half.blocked_since.or(sending.map(|session| session.sending_since));
+                (since.unwrap_or(u64::MAX), key, half.partner)
+            })
+            .collect();
+        waiting.sort_unstable_by_key(|&(since, key, _)| (since, key.index));
+        for (_, key, partner) in waiting.into_iter().take(limits::RESETS_PER_TURN_MAX) {
+            if !self.budget.is_exhausted(self.driver.pool().held_len()) {
+                return;
+            }
             self.counters.count(Counter::ResetsMemory);
             tracing::warn!(
                 "buffer memory is used up: the longest-stalled stream is reset (raise the budget, or fewer streams)"

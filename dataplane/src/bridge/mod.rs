@@ -29,6 +29,10 @@ pub(crate) struct Half {
     pub(crate) own_len: usize,
     /// Bytes of this half's peer that have nowhere to go yet: an object in the making, or what follows it.
     pub(crate) early: Queue,
+    /// Its object waits for the next turn.
+    pub(crate) deferred: bool,
+    /// It is in the worker's list of halves whose queue may hold pages for little payload.
+    pub(crate) touched: bool,
     /// In which list of its session it waits for its turn to send.
     pub(crate) listed: Listed,
     /// When payload last went out to its peer.
@@ -109,6 +113,8 @@ impl Half {
             queue: Queue::default(),
             own_len: 0,
             early: Queue::default(),
+            deferred: false,
+            touched: false,
             listed: Listed::No,
             sent_at: 0,
             delivers: false,

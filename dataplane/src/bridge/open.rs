@@ -49,13 +49,21 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Bytes arrived on a half whose object is not complete.
-    pub(super) fn advance_opening(&mut self, half_key: Key) {
-        let Some(half) = self.halves.find(half_key) else { return };
+    pub(crate) fn advance_opening(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
         let is_request = match half.state {
             State::Request => true,
             State::Response => false,
             State::Waiting | State::Bridged | State::Ending => return,
         };
+        if self.verifications_left == 0 {
+            // Its turn comes in the next turn; the bytes wait where they are.
+            if !half.deferred {
+                half.deferred = true;
+                self.deferred.push(half_key);
+            }
+            return;
+        }
         match (self.take_head(half_key), is_request) {
             (Head::Incomplete, _) => {}
             (Head::Ping, true) => {
@@ -99,6 +107,7 @@ impl<D: Driver> Worker<D> {
         if len == 0 {
             return Head::Ping;
         }
+        self.verifications_left -= 1;
         match open.opener.open(&mut packet[prefix.len()..]) {
             Ok(signed) => Head::Object(signed.to_vec()),
             Err(fault) => {
@@ -169,8 +178,8 @@ impl<D: Driver> Worker<D> {
             .ok_or("no session")
             .and_then(|open| open.mux.open(now, forward_key).map_err(|_| "not now"));
         let Ok(stream) = opened else {
-            let promised = self.halves.remove(forward_key).map_or(0, |half| half.promised);
-            self.budget.release(promised);
+            self.release_promise(forward_key);
+            self.halves.remove(forward_key);
             return self.refuse_request(half_key, Counter::RefusedOpen);
         };
         self.counters.count(Counter::ForwardsOpened);
@@ -208,6 +217,9 @@ impl<D: Driver> Worker<D> {
             return self.end_half(forward_key);
         }
         self.queue_object(source_key, signed);
+        if self.halves.find(source_key).is_none() {
+            return self.end_half(forward_key);
+        }
         self.counters.count(Counter::BridgesOpened);
         let now = self.driver.now();
         let deadline = now + limits::BRIDGE_IDLE_TIMEOUT_NS;

@@ -79,7 +79,10 @@ impl<D: Driver> Worker<D> {
                 pool.retain(rest);
             }
             half.queue.push(&mut self.nodes, rest);
-            self.touched.push(half_key);
+            if !half.touched {
+                half.touched = true;
+                self.touched.push(half_key);
+            }
         }
         self.list_half(half_key);
     }
@@ -89,8 +92,10 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         let queued = half.queue.push_copy(&mut self.nodes, self.driver.pool(), bytes);
         if queued < bytes.len() {
-            // Half an object is worse than none: the stream cannot be used.
-            return self.reset_half(half_key);
+            // Half an object is worse than none: neither stream can be used.
+            let partner = half.partner;
+            self.reset_half(half_key);
+            return self.end_half(partner);
         }
         half.own_len += bytes.len();
         self.list_half(half_key);
@@ -102,7 +107,9 @@ impl<D: Driver> Worker<D> {
         self.scratch.extend_from_slice(self.driver.pool().bytes(span));
         let kept = half.early.push_copy(&mut self.nodes, self.driver.pool(), &self.scratch);
         if kept < span.len() {
+            let partner = half.partner;
             self.reset_half(half_key);
+            self.end_half(partner);
         }
     }
 
@@ -150,6 +157,9 @@ impl<D: Driver> Worker<D> {
                 half.state = State::Ending;
                 half.deadline = Nanos::MAX;
                 self.counters.count(Counter::BridgesClosed);
+                // Neither side's credit will be used for much any more: other streams may have the room.
+                self.release_promise(half_key);
+                self.release_promise(partner);
                 if let Some(partner_half) = self.halves.find_mut(partner) {
                     partner_half.finish = true;
                     partner_half.state = State::Ending;
@@ -163,14 +173,11 @@ impl<D: Driver> Worker<D> {
                 }
             }
             // A client that finishes behind its request still waits for the response; it is told when there is none.
-            State::Request | State::Response => {
-                if half.early.is_empty() {
-                    self.counters.count(Counter::RefusedObject);
-                }
-                let partner = half.partner;
+            State::Request => {
+                self.counters.count(Counter::RefusedObject);
                 self.end_half(half_key);
-                self.end_half(partner);
             }
+            State::Response => self.refuse_response(half_key),
             State::Waiting | State::Ending => {}
         }
     }
@@ -208,34 +215,47 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         half.state = State::Ending;
         half.finish = true;
-        self.budget.release(std::mem::take(&mut half.promised));
         let mut early = std::mem::take(&mut half.early);
         let dropped = early.clear(&mut self.nodes, self.driver.pool());
         let deadline = self.driver.now() + limits::DRAIN_TIMEOUT_NS;
+        self.release_promise(half_key);
         self.drop_payload(half_key, dropped);
         self.set_deadline(half_key, deadline);
         self.list_half(half_key);
     }
 
-    /// A half's peer reset it: the partner's queue is dropped and it is reset too.
+    /// A half's peer reset it: both halves of a bridge die together.
     pub(crate) fn half_was_reset(&mut self, half_key: Key) {
         let Some(half) = self.halves.find(half_key) else { return };
-        let partner = half.partner;
+        let (partner, state) = (half.partner, half.state);
         self.remove_half(half_key);
-        self.reset_half(partner);
+        self.end_partner(partner, state);
     }
 
-    /// A half went away with its session: both halves of a bridge die together.
+    /// A half went away with its session.
     pub(crate) fn lose_half(&mut self, half_key: Key) {
         let Some(half) = self.halves.find(half_key) else { return };
-        let (partner, was_waiting) = (half.partner, half.state == State::Response);
+        let (partner, state, finished) = (half.partner, half.state, half.finished);
         self.remove_half(half_key);
-        if was_waiting {
-            // The dialler learns at once that the destination is gone.
-            self.counters.count(Counter::RefusedResponse);
-            self.end_half(partner);
-        } else {
-            self.reset_half(partner);
+        // A client that finished and left: what it sent is still delivered, and the partner's FIN is due behind it.
+        if state == State::Ending && finished {
+            return;
+        }
+        self.end_partner(partner, state);
+    }
+
+    /// What becomes of the partner of a half that ended at once in `lost`.
+    fn end_partner(&mut self, partner: Key, lost: State) {
+        match self.halves.find(partner).map(|half| half.state) {
+            // The request goes out whole, then FIN: a client of 2024 ends its whole session over a reset of a stream it has
+            // not accepted yet (quirk, dmsg-wire 10.3).
+            Some(State::Response) => self.end_half(partner),
+            // A dial that failed is closed, not reset (dmsg-wire 11.4), and at once.
+            Some(_) if lost == State::Response => {
+                self.counters.count(Counter::RefusedResponse);
+                self.end_half(partner);
+            }
+            _ => self.reset_half(partner),
         }
     }
 
@@ -252,8 +272,8 @@ impl<D: Driver> Worker<D> {
 
     /// Forgets a half whose stream is gone. A partner that still expects bytes of it ends.
     pub(crate) fn remove_half(&mut self, half_key: Key) {
+        self.release_promise(half_key);
         let Some(mut half) = self.halves.remove(half_key) else { return };
-        self.budget.release(half.promised);
         let pool = self.driver.pool();
         let dropped = half.queue.clear(&mut self.nodes, pool) + half.early.clear(&mut self.nodes, pool);
         self.counters.add(Counter::BytesDropped, dropped as u64);
@@ -264,6 +284,14 @@ impl<D: Driver> Worker<D> {
                 partner.state = State::Ending;
             }
         }
+    }
+
+    fn has_sent_finish(&self, half_key: Key) -> bool {
+        let stream = self
+            .halves
+            .find(half_key)
+            .and_then(|half| self.sessions.find(half.session)?.open()?.mux.stream(half.stream));
+        stream.is_some_and(|stream| stream.sent_fin())
     }
 
     /// Sets what the clock says about a half and makes the wheel fire in time.
@@ -317,7 +345,10 @@ impl<D: Driver> Worker<D> {
             State::Ending => {
                 let partner = half.partner;
                 self.reset_half(half_key);
-                self.reset_half(partner);
+                // A partner whose FIN is out has everything, and a reset might cost it what it has not read.
+                if !self.has_sent_finish(partner) {
+                    self.reset_half(partner);
+                }
             }
             State::Waiting => {}
         }

@@ -50,7 +50,8 @@ impl ReceiveRing {
     /// Fills the ring up from free pages and publishes them.
     pub(super) fn refill(&mut self, pool: &mut Pool) {
         let before = self.tail;
-        while self.lent < RECEIVE_RING_PAGES {
+        // A place is filled again only when its page came back: the order of completions is not relied on.
+        while self.lent < RECEIVE_RING_PAGES && self.pages[usize::from(self.tail & MASK)] == u32::MAX {
             let Some(page) = pool.lend() else { break };
             let place = self.tail & MASK;
             let entry =

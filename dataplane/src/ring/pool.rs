@@ -124,6 +124,11 @@ impl Pool {
         })
     }
 
+    /// Keeps the memory mapped for good: the kernel may still write to it.
+    pub(super) fn leak(&mut self) {
+        self.region.leak();
+    }
+
     /// Bytes of pages that hold received data or blocks, at their true size.
     pub fn held_len(&self) -> usize {
         self.held * PAGE_LEN
@@ -276,13 +281,10 @@ impl Pool {
     /// Appends as much of `bytes` behind `span` as its block has room for, and returns how many that was. Only the span
     /// that ends last in its block may grow; for received pages there is never room.
     pub fn append(&mut self, span: &mut Span, bytes: &[u8]) -> usize {
-        let Owner::Blocks(class) = self.pages[span.page as usize].owner else { return 0 };
-        let block = BLOCK_LENS[usize::from(class)];
-        let end = usize::from(span.offset) + span.len();
         // A span that reaches the end of its block lies, by its end alone, in the next one: its start decides. An empty
         // remainder at the very end cannot occur, because spans are released when used up.
-        let room = (usize::from(span.offset) / block + 1) * block - end;
-        let taken = room.min(bytes.len());
+        let taken = self.room(*span).min(bytes.len());
+        let end = usize::from(span.offset) + span.len();
         self.region.slice_mut(span.page as usize * PAGE_LEN + end, taken).copy_from_slice(&bytes[..taken]);
         span.len += taken as u16;
         taken
@@ -323,13 +325,26 @@ impl Pool {
         }
     }
 
+    /// The span leaves its queue for a send: its page no longer counts it as payload that is waited for.
+    pub fn depart(&mut self, span: Span) {
+        let page = &mut self.pages[span.page as usize];
+        if page.owner == Owner::Received {
+            page.payload -= u32::from(span.len);
+        }
+    }
+
     /// The span is done with; the last one frees the block or the page.
     pub fn release(&mut self, span: Span) {
+        self.depart(span);
+        self.release_departed(span);
+    }
+
+    /// As [`release`](Self::release), for a span that has departed.
+    pub fn release_departed(&mut self, span: Span) {
         let page = span.page as usize;
         match self.pages[page].owner {
             Owner::Received => {
                 self.pages[page].refs -= 1;
-                self.pages[page].payload -= u32::from(span.len);
                 if self.pages[page].refs == 0 {
                     self.free_page(span.page);
                 }
@@ -356,7 +371,14 @@ impl Pool {
         }
     }
 
-    /// Whether the page behind a span was received and is held for little payload: less than half of it.
+    /// Room behind a span in its block, in bytes; for received pages there is none.
+    pub fn room(&self, span: Span) -> usize {
+        let Owner::Blocks(class) = self.pages[span.page as usize].owner else { return 0 };
+        let block = BLOCK_LENS[usize::from(class)];
+        (usize::from(span.offset) / block + 1) * block - (usize::from(span.offset) + span.len())
+    }
+
+    /// Whether the page behind a span was received and is held for little payload that waits: less than half of it.
     pub fn is_wasteful(&self, span: Span) -> bool {
         let page = &self.pages[span.page as usize];
         page.owner == Owner::Received && (page.payload as usize) < PAGE_LEN / 2

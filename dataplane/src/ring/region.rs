@@ -11,6 +11,7 @@ use std::ptr::NonNull;
 pub(super) struct Region {
     base: NonNull<u8>,
     len: usize,
+    leaked: bool,
 }
 
 // SAFETY: needed because a worker is built on one thread and may be moved to another before it runs. The mapping is
@@ -33,7 +34,12 @@ impl Region {
         }?;
         let base =
             NonNull::new(base.cast()).ok_or_else(|| io::Error::other("the kernel mapped at address zero"))?;
-        Ok(Self { base, len })
+        Ok(Self { base, len, leaked: false })
+    }
+
+    /// Dropping the region leaves the mapping in place.
+    pub(super) fn leak(&mut self) {
+        self.leaked = true;
     }
 
     /// Length of the mapping in bytes.
@@ -83,6 +89,9 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
+        if self.leaked {
+            return;
+        }
         // SAFETY: needed to give the mapping back; it was made by `new` with this length and nothing refers to it any more
         // (the ring that could write to it is dropped before the pool: see the field order of the drivers).
         let outcome = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };

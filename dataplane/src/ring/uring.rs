@@ -230,6 +230,14 @@ impl UringDriver {
     fn complete_accept(&mut self, listener: u32, result: i32, flags: u32, batch: &mut Batch) {
         let listener = listener as usize;
         if result < 0 {
+            // Of one connection that was gone before we came to it: the next ones are not its business.
+            if matches!(-result, libc::ECONNABORTED | libc::EPROTO | libc::EPERM | libc::EINTR | libc::EAGAIN)
+            {
+                if !cqueue::more(flags) {
+                    self.accept(listener);
+                }
+                return;
+            }
             // Without "more" the kernel ended the accept; the worker decides when to ask again, so that running out of
             // descriptors is not a busy loop.
             batch.completions.push(Completion::AcceptFailed { listener, error: -result });
@@ -294,7 +302,9 @@ impl UringDriver {
             let outcome = if result >= 0 { Ok(result as usize) } else { Err(-result) };
             batch.completions.push(Completion::Sent { socket, gather, outcome });
         }
-        self.spare.push(record);
+        if self.spare.len() < limits::SPARE_GATHERS_MAX {
+            self.spare.push(record);
+        }
         if closing {
             self.finish_close(token.index);
         }
@@ -362,6 +372,10 @@ impl Driver for UringDriver {
     fn close(&mut self, socket: SocketKey) {
         let Some(slot) = self.slot(socket).filter(|slot| !slot.closing) else { return };
         slot.closing = true;
+        // Ends operations that a cancel may just miss.
+        if let Some(descriptor) = &slot.descriptor {
+            let _ = rustix::net::shutdown(descriptor, rustix::net::Shutdown::Both);
+        }
         let pending = slot.receiving || slot.sending.is_some();
         let Some(descriptor) = slot.descriptor.as_ref().map(AsRawFd::as_raw_fd) else { return };
         if pending {
@@ -430,6 +444,7 @@ impl Drop for UringDriver {
             for slot in &mut self.sockets {
                 std::mem::forget(slot.sending.take());
             }
+            self.pool.leak();
         }
     }
 }

@@ -43,6 +43,9 @@ impl<D: Driver> Worker<D> {
                 return bytes.len();
             }
             let Phase::Handshake(half_open) = &mut session.phase else { return bytes.len() - rest.len() };
+            if self.verifications_left == 0 {
+                return bytes.len() - rest.len();
+            }
             let message = match half_open.reader.push(&mut rest) {
                 Ok(Some(message)) => message,
                 Ok(None) => return bytes.len(),
@@ -51,6 +54,7 @@ impl<D: Driver> Worker<D> {
                     return bytes.len();
                 }
             };
+            self.verifications_left -= 1;
             let step = match half_open.handshake.take() {
                 None => {
                     let (secret, hybrid) = (&self.identity.secret_key, self.settings.hybrid);
@@ -95,6 +99,7 @@ impl<D: Driver> Worker<D> {
             opener: Opener::new(&outcome.receive),
             send_key: outcome.send,
             receive_key: outcome.receive,
+            promised: 0,
             round_trip_ns: None,
             pinged_at: 0,
             urgent: Default::default(),

@@ -2,7 +2,7 @@
 
 use ringwire_proto::yamux::{Event, Header, Incoming, Kind, Payload, Piece, Violation};
 
-use super::{CloseReason, Target};
+use super::{CloseReason, Phase, Target};
 use crate::counters::Counter;
 use crate::driver::{Driver, ReceiveEnd, SocketKey};
 use crate::limits;
@@ -33,7 +33,9 @@ impl<D: Driver> Worker<D> {
     /// Asks for the next bytes of a session.
     pub(crate) fn arm_receive(&mut self, key: Key) {
         let Some(session) = self.sessions.find_mut(key).filter(|session| !session.receiving) else { return };
-        if !self.freezing {
+        // A stranger whose bytes wait for their turn is not asked for more.
+        let waits = matches!(&session.phase, Phase::Handshake(half_open) if half_open.deferred);
+        if !self.freezing && !waits {
             session.receiving = true;
             self.driver.receive(session.socket);
         }
@@ -62,18 +64,72 @@ impl<D: Driver> Worker<D> {
     }
 
     fn receive_span(&mut self, key: Key, span: Span) {
-        let mut at = 0;
-        let Some(session) = self.sessions.find(key) else { return };
+        let Some(session) = self.sessions.find_mut(key) else { return };
         if session.closing.is_some() {
             return;
         }
-        if session.open().is_none() {
-            let mut scratch = std::mem::take(&mut self.scratch);
-            scratch.clear();
-            scratch.extend_from_slice(self.driver.pool().bytes(span));
-            at = self.receive_handshake(key, &scratch);
-            self.scratch = scratch;
+        let Phase::Handshake(half_open) = &mut session.phase else { return self.receive_open(key, span) };
+        // Strangers' bytes are few, and may have to wait for their turn: they are copied.
+        if half_open.stash.len() + span.len() > limits::STRANGER_STASH_LEN_MAX {
+            // Only what fits is looked at: if that does not finish the handshake, nothing honest is lost.
+            let room = limits::STRANGER_STASH_LEN_MAX - half_open.stash.len();
+            half_open.stash.extend_from_slice(self.driver.pool().bytes(span.part(0, room)));
+            self.advance_stranger(key);
+            let rest = span.part(room, span.len() - room);
+            return match self.sessions.find(key).map(|session| session.open().is_some()) {
+                Some(true) => self.receive_open(key, rest),
+                Some(false) => self.close_session(key, CloseReason::HandshakeFailed),
+                None => {}
+            };
         }
+        half_open.stash.extend_from_slice(self.driver.pool().bytes(span));
+        if !half_open.deferred {
+            self.advance_stranger(key);
+        }
+    }
+
+    /// Takes a stranger's handshake as far as its bytes and this turn allow.
+    pub(crate) fn advance_stranger(&mut self, key: Key) {
+        let Some(session) = self.sessions.find_mut(key) else { return };
+        let Phase::Handshake(half_open) = &mut session.phase else { return };
+        if self.verifications_left == 0 {
+            if !half_open.deferred {
+                half_open.deferred = true;
+                self.deferred_strangers.push_back(key);
+            }
+            return;
+        }
+        half_open.deferred = false;
+        let stash = std::mem::take(&mut half_open.stash);
+        let used = self.receive_handshake(key, &stash);
+        match self.sessions.find_mut(key).map(|session| &mut session.phase) {
+            // Bytes right behind message 3 are the multiplexer's (dmsg-wire 4.4).
+            Some(Phase::Open(_)) => self.receive_copied(key, &stash[used..]),
+            Some(Phase::Handshake(half_open)) if used < stash.len() => {
+                half_open.stash.extend_from_slice(&stash[used..]);
+                half_open.deferred = true;
+                self.deferred_strangers.push_back(key);
+            }
+            _ => {}
+        }
+        self.arm_receive(key);
+    }
+
+    /// Bytes of an open session that are not in a page.
+    fn receive_copied(&mut self, key: Key, bytes: &[u8]) {
+        for piece in bytes.chunks(limits::PAGE_LEN) {
+            let Some(mut span) = self.driver.pool().allocate(piece.len()) else {
+                return self.close_session(key, CloseReason::HandshakeFailed);
+            };
+            self.driver.pool().append(&mut span, piece);
+            self.receive_open(key, span);
+            self.driver.pool().release(span);
+        }
+    }
+
+    /// Bytes of an authenticated session: frames.
+    fn receive_open(&mut self, key: Key, span: Span) {
+        let mut at = 0;
         let now = self.driver.now();
         if let Some(open) = self.sessions.find_mut(key).and_then(super::Session::open_mut) {
             open.mux.handle_bytes_received(now);

@@ -47,7 +47,12 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let now = self.driver.now();
-        let half_open = HalfOpen { reader: FrameReader::new(HALF_OPEN_FRAME_MAX), handshake: None };
+        let half_open = HalfOpen {
+            reader: FrameReader::new(HALF_OPEN_FRAME_MAX),
+            stash: Vec::new(),
+            deferred: false,
+            handshake: None,
+        };
         let phase = Phase::Handshake(Box::new(half_open));
         let key = self.sessions.insert(Session::new(socket, peer_address, phase, now));
         self.file_socket(socket, key);
@@ -129,19 +134,12 @@ impl<D: Driver> Worker<D> {
     /// Ends a session: its streams, its place in the directory, its connection. What is with the kernel completes as
     /// cancelled and finds nobody.
     pub(crate) fn close_session(&mut self, key: Key, reason: CloseReason) {
+        self.detach_session(key);
         let Some(session) = self.sessions.remove(key) else { return };
         match session.phase {
             Phase::Handshake(_) => self.half_open -= 1,
             Phase::Open(open) => {
                 self.counters.count(Counter::SessionsClosed);
-                // Identity-checked: the entry may be a newer session's already.
-                if self.directory.get(&open.peer) == Some(&key) {
-                    self.directory.remove(&open.peer);
-                }
-                let halves: Vec<Key> = open.mux.streams().filter_map(|(_, stream)| stream.tag).collect();
-                for half in halves {
-                    self.lose_half(half);
-                }
                 tracing::info!(peer = %open.peer, ?reason, "session closed");
             }
         }
@@ -151,9 +149,24 @@ impl<D: Driver> Worker<D> {
 
     /// Sends what is in the outbox, then closes.
     pub(crate) fn close_after_flush(&mut self, key: Key, reason: CloseReason) {
+        self.detach_session(key);
         let Some(session) = self.sessions.find_mut(key) else { return };
         session.closing = Some(reason);
         self.mark(key);
+    }
+
+    /// Takes a session out of the directory and ends its streams: nobody waits for it from here on.
+    fn detach_session(&mut self, key: Key) {
+        let Some(open) = self.sessions.find(key).and_then(Session::open) else { return };
+        let halves: Vec<Key> = open.mux.streams().filter_map(|(_, stream)| stream.tag).collect();
+        // Identity-checked: the entry may be a newer session's already.
+        if self.directory.get(&open.peer) == Some(&key) {
+            let peer = open.peer;
+            self.directory.remove(&peer);
+        }
+        for half in halves {
+            self.lose_half(half);
+        }
     }
 }
 

@@ -63,6 +63,10 @@ pub(crate) enum Phase {
 /// A connection whose peer is a stranger still. Grows only with bytes that have arrived, at most one frame.
 pub(crate) struct HalfOpen {
     pub(crate) reader: FrameReader,
+    /// Bytes that were not looked at yet.
+    pub(crate) stash: Vec<u8>,
+    /// They wait for the next turn.
+    pub(crate) deferred: bool,
     /// After message 1 was answered.
     pub(crate) handshake: Option<Handshake>,
 }
@@ -91,6 +95,8 @@ pub(crate) struct Open {
     /// in front of us would make every path look short.
     pub(crate) round_trip_ns: Option<Nanos>,
     pub(crate) pinged_at: Nanos,
+    /// Credit promised to this session, in bytes.
+    pub(crate) promised: usize,
     /// Halves with something small to send: requests, responses, keystrokes.
     pub(crate) urgent: VecDeque<Key>,
     /// Halves with bulk to send.

@@ -117,6 +117,8 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let wanted = half.queue.len().min(limits::STREAM_QUANTUM_LEN).min(room);
+        // Slices are bounded too: a queue of many tiny ones goes out in several sends.
+        let wanted = wanted.min(half.queue.len_of(&self.nodes, gather.parts_left().saturating_sub(2)));
         let mut granted = if wanted == 0 { 0 } else { open.mux.reserve(half.stream, wanted as u32) as usize };
         if planted::is(Bug::CreditOffByOne) && granted > 0 && granted < wanted {
             granted += 1;
@@ -244,7 +246,9 @@ impl<D: Driver> Worker<D> {
 
     fn recycle(&mut self, mut gather: Box<Gather>) {
         gather.reset(self.driver.pool());
-        self.spare_gathers.push(gather);
+        if self.spare_gathers.len() < limits::SPARE_GATHERS_MAX {
+            self.spare_gathers.push(gather);
+        }
     }
 }
 

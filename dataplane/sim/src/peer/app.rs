@@ -97,6 +97,7 @@ impl Peer {
             let signed = sign_object(&self.secret, &request.encode(Generation::Go2024));
             open.seal(&signed, &mut app.outbox);
             context.ledger.bridges[bridge].request = signed;
+            context.ledger.bridges[bridge].dialled_at = context.now;
             context.ledger.end(bridge, Role::Source).began = true;
             open.apps.insert(stream, app);
         }
@@ -135,7 +136,7 @@ impl Peer {
 
 impl Open {
     /// Appends an object in its packet, with its length in front (dmsg-wire 7).
-    fn seal(&mut self, signed: &[u8], out: &mut Vec<u8>) {
+    pub(super) fn seal(&mut self, signed: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&[0; 2]);
         self.sealer.seal(signed, out);

@@ -4,6 +4,7 @@
 //! the rules of the wire unless its character says otherwise, and reports a server that does not.
 
 mod app;
+mod errand;
 mod handshake;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +17,7 @@ use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 use ringwire_proto::yamux::{CloseReason, Config, Connection, ConnectionEvent, Flags, Header};
 
 use self::app::App;
+use self::errand::ErrandState;
 use self::handshake::Greeting;
 use crate::ledger::{Ending, Ledger};
 use crate::log::{Event, Log};
@@ -79,6 +81,7 @@ struct Open {
     sealer: Sealer<RustCryptoAead>,
     opener: Opener<RustCryptoAead, WindowReplay>,
     apps: BTreeMap<u32, App>,
+    errands: BTreeMap<u32, ErrandState>,
     pings_at: Nanos,
 }
 
@@ -143,6 +146,13 @@ impl Peer {
     /// Closes the connection, streams and all.
     pub fn close_at_once(&mut self) {
         self.closes = true;
+    }
+
+    /// Tells the server to open no more streams.
+    pub fn go_away(&mut self) {
+        if let Stage::Open(open) = &mut self.stage {
+            open.mux.go_away(0);
+        }
     }
 
     /// Ends the session in an orderly way.
@@ -274,6 +284,7 @@ impl Peer {
         }
         self.dial_waiting(context);
         self.run_apps(context);
+        self.run_errands(context);
     }
 
     fn handle_events(&mut self, context: &mut Context<'_>) {
@@ -419,7 +430,8 @@ impl Peer {
             sealer: Sealer::new(&outcome.send),
             opener: Opener::new(&outcome.receive),
             apps: BTreeMap::new(),
-            pings_at: now + PING_EVERY_NS,
+            errands: BTreeMap::new(),
+            pings_at: if self.plan.pings { now + PING_EVERY_NS } else { Nanos::MAX },
         };
         match self.plan.character {
             Character::Opener(count) => {

@@ -32,7 +32,7 @@ impl<T: Copy> Session<T> {
         if let Some(value) = self.pongs.pop_front() {
             return Some(Header::pong(value));
         }
-        if let Some(id) = self.resets.pop_front() {
+        if let Some(id) = self.resets.pop_front().or_else(|| self.own_resets.pop_front()) {
             return Some(Header::window_update(id, 0).with_flags(Flags::RST));
         }
         if let Some(code) = self.go_away_pending.take() {

@@ -128,7 +128,9 @@ impl<T: Copy> Session<T> {
             return Ok(false);
         }
         // Checked before every new stream, because each one may end in a reset that the peer does not read.
-        check_replies(self.resets.len(), self.config.pending_replies_max)?;
+        // As many as may exist at a time can end by our doing at once; more than these are the peer's.
+        let replies_max = self.config.pending_replies_max.saturating_add(self.config.streams_max);
+        check_replies(self.resets.len(), replies_max)?;
         if self.local_going_away
             || self.inbound_open >= self.config.streams_max
             || self.inbound_waiting >= self.config.accept_backlog

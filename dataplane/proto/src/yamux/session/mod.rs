@@ -57,8 +57,10 @@ pub struct Session<T: Copy> {
     updates: List,
     /// Values of the peer's pings that wait for their answer.
     pongs: VecDeque<u32>,
-    /// Ids that wait for their RST.
+    /// Ids of the peer's streams that wait for their RST.
     resets: VecDeque<u32>,
+    /// Ids of own streams likewise: as many as SYNs were sent, which is not the peer's doing.
+    own_resets: VecDeque<u32>,
     /// Own pings without answer, oldest first; the last `pings_unsent` have not been sent either.
     pings: VecDeque<Ping>,
     pings_unsent: usize,
@@ -99,6 +101,7 @@ impl<T: Copy> Session<T> {
             updates: List::default(),
             pongs: VecDeque::new(),
             resets: VecDeque::new(),
+            own_resets: VecDeque::new(),
             pings: VecDeque::new(),
             pings_unsent: 0,
             next_ping: 0,

@@ -96,8 +96,10 @@ impl<T: Copy> Session<T> {
     /// Frames that still arrive for it are answered with [`Payload::Discard`](super::Payload::Discard).
     pub fn reset(&mut self, id: u32) -> Option<T> {
         let stream = self.remove(id)?;
-        if !(stream.local && stream.output == Output::Handshake) {
+        if !stream.local {
             self.resets.push_back(id);
+        } else if stream.output != Output::Handshake {
+            self.own_resets.push_back(id);
         }
         stream.tag
     }
