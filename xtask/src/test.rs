@@ -7,7 +7,8 @@ use anyhow::Result;
 #[derive(clap::Args)]
 pub(crate) struct Arguments {}
 
-/// Runs format check, clippy, documentation and all tests; stops at the first failure.
+/// Runs format check, clippy, documentation, all tests, 500 seeds of the simulator and the proof that it catches bugs;
+/// stops at the first failure.
 pub(crate) fn run(_arguments: &Arguments) -> Result<()> {
     run_all(&steps())
 }
@@ -23,5 +24,11 @@ fn steps() -> Vec<Step> {
         step("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
         step("documents", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         step("tests", &["test", "--workspace"], &[]),
+        step("simulation", &["run", "--quiet", "--package", "ringwire-sim", "--", "--seeds", "500"], &[]),
+        step(
+            "planted bugs",
+            &["test", "--package", "ringwire-sim", "--features", "planted", "--test", "planted"],
+            &[],
+        ),
     ]
 }
