@@ -207,6 +207,13 @@ pub enum Reader {
         /// Nanoseconds.
         every_ns: Nanos,
     },
+    /// At once, but not at all between these two times.
+    Pauses {
+        /// Begin of the pause.
+        from: Nanos,
+        /// Its end.
+        until: Nanos,
+    },
     /// Not any more after so many bytes.
     StopsAfter(u64),
 }
@@ -338,8 +345,10 @@ impl Plan {
                 plan.faults.iter().filter_map(|fault| fault.survivable_ns()).map(|ns| 2 * ns).sum::<u64>();
         }
         for flow in [&bridge.forth, &bridge.back] {
-            if let Reader::Slow { every_ns, .. } = flow.reader {
-                patience += 2 * every_ns;
+            match flow.reader {
+                Reader::Slow { every_ns, .. } => patience += 2 * every_ns,
+                Reader::Pauses { from, until } => patience += until - from,
+                Reader::Eager | Reader::StopsAfter(_) => {}
             }
         }
         patience

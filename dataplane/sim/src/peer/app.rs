@@ -393,6 +393,11 @@ impl Turn<'_, '_> {
             let have = self.context.ledger.end(bridge, self.app.role).read;
             let len = match flow.reader {
                 Reader::Eager => buffer.len(),
+                Reader::Pauses { from, until } if now < from || now >= until => buffer.len(),
+                Reader::Pauses { until, .. } => {
+                    self.app.timer_at = self.app.timer_at.min(until);
+                    return;
+                }
                 Reader::Slow { len, .. } if now >= self.app.reads_at => len.min(buffer.len()),
                 Reader::Slow { .. } => {
                     self.app.timer_at = self.app.timer_at.min(self.app.reads_at);

@@ -82,7 +82,21 @@ struct Open {
     opener: Opener<RustCryptoAead, WindowReplay>,
     apps: BTreeMap<u32, App>,
     errands: BTreeMap<u32, ErrandState>,
+    /// Silent streams an opener has still to open.
+    idle_left: u32,
     pings_at: Nanos,
+}
+
+impl Open {
+    /// Opens as many silent streams as may wait for their acknowledgement.
+    fn open_idle(&mut self, now: Nanos) {
+        while self.idle_left > 0
+            && let Ok(stream) = self.mux.open(now)
+        {
+            self.apps.insert(stream, App::idle());
+            self.idle_left -= 1;
+        }
+    }
 }
 
 impl std::fmt::Debug for Peer {
@@ -314,8 +328,8 @@ impl Peer {
                     context.duplex.close(now, Side::A);
                     self.end(context, "closed for a reason of its multiplexer");
                 }
+                ConnectionEvent::Acked(_) => open.open_idle(context.now),
                 ConnectionEvent::GoAway
-                | ConnectionEvent::Acked(_)
                 | ConnectionEvent::Readable(_)
                 | ConnectionEvent::Writable(_)
                 | ConnectionEvent::Finished(_) => {}
@@ -431,15 +445,13 @@ impl Peer {
             opener: Opener::new(&outcome.receive),
             apps: BTreeMap::new(),
             errands: BTreeMap::new(),
+            idle_left: 0,
             pings_at: if self.plan.pings { now + PING_EVERY_NS } else { Nanos::MAX },
         };
         match self.plan.character {
             Character::Opener(count) => {
-                for _ in 0..count {
-                    if let Ok(stream) = open.mux.open(now) {
-                        open.apps.insert(stream, App::idle());
-                    }
-                }
+                open.idle_left = count;
+                open.open_idle(now);
             }
             Character::Rude(after, _) => self.rude_at = now + after,
             Character::Honest | Character::Stranger(_) => {}
