@@ -79,6 +79,8 @@ pub enum FreezeError {
 #[derive(Serialize, Deserialize)]
 struct FrozenWorker {
     version: u32,
+    session_generations: Vec<u32>,
+    half_generations: Vec<u32>,
     sessions: Vec<(Key, FrozenSession)>,
     halves: Vec<(Key, FrozenHalf)>,
 }
@@ -153,6 +155,8 @@ impl<D: Driver> Worker<D> {
         let halves = std::mem::take(&mut self.halves);
         let frozen = FrozenWorker {
             version: VERSION,
+            session_generations: sessions.generations(),
+            half_generations: halves.generations(),
             sessions: sessions
                 .into_entries()
                 .filter_map(|(key, session)| Some((key, freeze_session(session)?)))
@@ -191,13 +195,13 @@ impl<D: Driver> Worker<D> {
         for (key, half) in frozen.halves {
             halves.push((key, worker.thaw_half(half).ok_or(FreezeError::Memory { needed })?));
         }
-        worker.halves = Slab::from_entries(halves);
+        worker.halves = Slab::from_entries(&frozen.half_generations, halves);
         let sessions: Vec<(Key, Session)> = frozen
             .sessions
             .into_iter()
             .map(|(key, session)| thaw_session(session).map(|session| (key, session)))
             .collect::<Result<_, _>>()?;
-        worker.sessions = Slab::from_entries(sessions);
+        worker.sessions = Slab::from_entries(&frozen.session_generations, sessions);
         worker.resume();
         Ok(worker)
     }

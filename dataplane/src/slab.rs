@@ -93,9 +93,16 @@ impl<T> Slab<T> {
         self.len() == 0
     }
 
-    /// A table in which each key finds its value.
-    pub fn from_entries(values: impl IntoIterator<Item = (Key, T)>) -> Self {
-        let mut slab = Self::default();
+    /// The generation of every place, empty ones included: what [`from_entries`](Self::from_entries) needs besides the values,
+    /// so that keys of former tenants go on finding nothing.
+    pub fn generations(&self) -> Vec<u32> {
+        self.entries.iter().map(|entry| entry.generation).collect()
+    }
+
+    /// A table in which each key finds its value, and no key that found nothing before finds one.
+    pub fn from_entries(generations: &[u32], values: impl IntoIterator<Item = (Key, T)>) -> Self {
+        let entries = generations.iter().map(|&generation| Entry { generation, value: None }).collect();
+        let mut slab = Self { entries, free: Vec::new() };
         for (key, value) in values {
             let places = key.index as usize + 1;
             if slab.entries.len() < places {

@@ -3,7 +3,7 @@
 //! In: program arguments. Out: success, or an error that names the command to repeat. Used by every command.
 
 use anyhow::{Context, Result, bail};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -49,8 +49,8 @@ pub(crate) struct Step {
     pub(crate) environment: Vec<(&'static str, &'static str)>,
 }
 
-/// Runs the steps in order, stops at the first failure, and prints the time of each in both cases.
-pub(crate) fn run_all(steps: &[Step]) -> Result<()> {
+/// Runs the steps in order with `environment` added, stops at the first failure, and prints the time of each in both cases.
+pub(crate) fn run_all(steps: &[Step], environment: &[(&str, &OsStr)]) -> Result<()> {
     let began = Instant::now();
     let mut table = Vec::with_capacity(steps.len());
     let mut failure = None;
@@ -59,7 +59,7 @@ pub(crate) fn run_all(steps: &[Step]) -> Result<()> {
         eprintln!("==> {}: {words}", step.name);
         let step_began = Instant::now();
         let mut command = cargo_command(&step.arguments)?;
-        command.envs(step.environment.iter().copied());
+        command.envs(step.environment.iter().copied()).envs(environment.iter().copied());
         let result = run(&words, &mut command);
         table.push((step.name, if result.is_ok() { "ok" } else { "FAILED" }, step_began.elapsed()));
         if let Err(error) = result {
@@ -104,13 +104,12 @@ mod tests {
             arguments: vec![argument],
             environment: vec![("CARGO_TERM_QUIET", "true")],
         };
-        let error = run_all(&[
-            step("first", "--version"),
-            step("second", "no-such-command"),
-            step("third", "--version"),
-        ])
+        let error = run_all(
+            &[step("first", "--version"), step("second", "no-such-command"), step("third", "--version")],
+            &[],
+        )
         .unwrap_err();
         assert!(error.to_string().contains("cargo no-such-command"), "{error}");
-        run_all(&[step("only", "--version")]).unwrap();
+        run_all(&[step("only", "--version")], &[]).unwrap();
     }
 }

@@ -15,7 +15,7 @@ const MS: Nanos = 1_000_000;
 /// The plan of a seed. Seed 0 is the thinnest there is: two peers, one bridge, no faults.
 pub fn draw(seed: u64) -> Plan {
     let mut random = Random::new(seed);
-    let themes: [Theme; 13] = [
+    let themes: [Theme; 14] = [
         ("mixture", mixture),
         ("churn", churn),
         ("crowd", crowd),
@@ -25,6 +25,7 @@ pub fn draw(seed: u64) -> Plan {
         ("refusals", refusals),
         ("slow readers", slow_readers),
         ("resets", resets),
+        ("turmoil", turmoil),
         ("turmoil", turmoil),
         ("tight", tight),
         ("idle", idle),
@@ -63,11 +64,13 @@ pub fn draw(seed: u64) -> Plan {
         plan.stops_at = Some(random.range(2 * SECOND_NS, 10 * SECOND_NS));
     }
     if seed != 0 && random.chance(250_000) {
-        // A cancel that outlasts the freeze costs its session; here none may be lost.
-        plan.kernel.cancel_ns = plan.kernel.cancel_ns.min(MS);
         for _ in 0..random.range(1, 3) {
             plan.handovers.push(random.range(4 * SECOND_NS, 11 * SECOND_NS));
         }
+    }
+    if !plan.handovers.is_empty() {
+        // A cancel that outlasts the freeze costs its session; here none may be lost.
+        plan.kernel.cancel_ns = plan.kernel.cancel_ns.min(MS);
     }
     set_times(&mut plan);
     plan
@@ -276,25 +279,33 @@ fn resets(draw: &mut Draw<'_>) {
     }
 }
 
-/// Many large frames under way on slow links, and streams that vanish under them while others begin.
+/// Many large frames under way on slow links, and streams that vanish under them while others begin in their places; in
+/// half of the seeds the worker is replaced again and again meanwhile.
 fn turmoil(draw: &mut Draw<'_>) {
     draw.peers(2, 3);
     for peer in &mut draw.plan.peers {
         peer.manner = Manner::Native;
-        peer.up.line.rate = Rate::Constant(draw.random.range(300_000, 900_000));
+        peer.up.line.rate = Rate::Constant(draw.random.range(200_000, 500_000));
+        peer.up.segment_len = 1448;
+        peer.up.send_buffer_len = 32 * 1024;
     }
-    for _ in 0..draw.random.range(15, 30) {
-        let at = 5 * SECOND_NS + draw.random.range(0, 3 * SECOND_NS);
+    for _ in 0..draw.random.range(20, 40) {
+        let at = 5 * SECOND_NS + draw.random.range(0, 4 * SECOND_NS);
         let mut bridge = draw.bridge(60_000, at);
         bridge.forth.write_len = 65_536;
         bridge.back.write_len = 65_536;
         let after = draw.random.range(0, 60_000);
-        match draw.random.below(3) {
-            0 => bridge.end = EndPlan::SourceResets(after),
-            1 => bridge.end = EndPlan::DestinationResets(after),
+        match draw.random.below(5) {
+            0 | 1 => bridge.end = EndPlan::SourceResets(after),
+            2 | 3 => bridge.end = EndPlan::DestinationResets(after),
             _ => {}
         }
         draw.plan.bridges.push(bridge);
+    }
+    if draw.random.chance(500_000) {
+        for _ in 0..draw.random.range(5, 15) {
+            draw.plan.handovers.push(draw.random.range(5 * SECOND_NS, 10 * SECOND_NS));
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use ringwire_sim::run::quiet_panics;
 use ringwire_sim::run_seed;
 
 /// Seeds within which each bug has to show.
-const SEEDS: u64 = 200;
+const SEEDS: u64 = 500;
 
 #[test]
 fn each_of_the_ten_planted_bugs_is_caught() {

@@ -57,5 +57,5 @@ fn every_theme_and_every_kind_of_fault_is_drawn() {
         .map(|plan| plan.bridges.iter().filter(|bridge| plan.must_complete(bridge)).count())
         .sum();
     let all: usize = plans.iter().map(|plan| plan.bridges.len()).sum();
-    assert!(2 * completing > all, "most bridges have to work: {completing} of {all}");
+    assert!(3 * completing > all, "many bridges have to work: {completing} of {all}");
 }

@@ -34,6 +34,9 @@ pub(crate) use on_each_driver;
 /// Environment variable that names the driver a host may lack: `uring`.
 pub const ALLOW_SKIP: &str = "RINGWIRE_ALLOW_SKIP";
 
+/// Environment variable with the file that gets a line for each skipped test: `cargo xtask test` counts them in its summary.
+pub const SKIP_LOG: &str = "RINGWIRE_SKIP_LOG";
+
 thread_local! {
     static CURRENT: Cell<DriverChoice> = const { Cell::new(DriverChoice::Auto) };
 }
@@ -59,6 +62,11 @@ pub fn on_uring(name: &str, test: fn()) {
     let allowed = std::env::var(ALLOW_SKIP).is_ok_and(|names| names.split(',').any(|name| name == "uring"));
     assert!(allowed, "{error} (To skip such tests: {ALLOW_SKIP}=uring)");
     let count = SKIPPED.fetch_add(1, Ordering::Relaxed) + 1;
+    if let Some(path) = std::env::var_os(SKIP_LOG)
+        && let Ok(mut log) = std::fs::OpenOptions::new().create(true).append(true).open(path)
+    {
+        let _ = writeln!(log, "uring::{name}");
+    }
     // To the handle itself: the test harness keeps what the macros print to itself when a test passes.
     let _ = writeln!(std::io::stderr().lock(), "skipped: {count} (uring::{name}: {error})");
 }
