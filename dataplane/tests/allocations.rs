@@ -8,10 +8,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use ringwire_dataplane::counters::Counter;
 use ringwire_proto::yamux::{Cutter, Header, Kind, Piece};
+use support::drivers::on_each_driver;
 use support::{LIMIT, Peer, bridge, start_server};
 
 struct Counting;
@@ -62,8 +64,14 @@ static ALLOCATOR: Counting = Counting;
 const SMALL: usize = 48;
 const LARGE: usize = 1500;
 
-#[test]
+on_each_driver!(a_million_frames_are_forwarded_without_an_allocation);
+
+/// The counter is one for the program: one test at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 fn a_million_frames_are_forwarded_without_an_allocation() {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    ALLOCATIONS.store(0, Ordering::Relaxed);
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
     let (on_a, on_b) = bridge(&mut a, &mut b);

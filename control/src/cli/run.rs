@@ -117,11 +117,17 @@ impl Drop for NoteGuard<'_> {
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// The terminal was closed.
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 }
 
@@ -138,6 +144,7 @@ async fn wait(signals: &mut Signals, server: &Server) -> End {
         tokio::select! {
             _ = signals.interrupt.recv() => return End::Signal,
             _ = signals.terminate.recv() => return End::Signal,
+            _ = signals.hangup.recv() => return End::Signal,
             _ = watch.tick() => if server.has_failed() { return End::Failed },
         }
     }
