@@ -16,6 +16,8 @@ use crate::limits;
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
     limit: usize,
+    /// What the buffer memory can bear.
+    limit_max: usize,
     promised: usize,
 }
 
@@ -25,7 +27,14 @@ impl Budget {
     pub fn new(memory_len: usize) -> Self {
         let ring = limits::RECEIVE_RING_PAGES * limits::PAGE_LEN;
         let reserve = memory_len / 100 * limits::RESERVED_PERCENT;
-        Self { limit: memory_len.saturating_sub(ring + reserve), promised: 0 }
+        let limit = memory_len.saturating_sub(ring + reserve);
+        Self { limit, limit_max: limit, promised: 0 }
+    }
+
+    /// Lowers or raises the limit, at most to what the buffer memory can bear. Returns what is in force.
+    pub fn set_limit(&mut self, limit: usize) -> usize {
+        self.limit = limit.min(self.limit_max);
+        self.limit
     }
 
     /// Bytes that may be used in all.

@@ -23,6 +23,9 @@ pub enum Order {
     Report(Sender<Report>),
     /// Close the session of this key, if there is one; the answer says whether there was.
     Close(PublicKey, Sender<bool>),
+    /// Use at most so many bytes of buffer memory; the answer is what is in force. Less than what is used resets the
+    /// longest-stalled backlogs.
+    Budget(usize, Sender<usize>),
 }
 
 /// The two ends of a worker's mail.
@@ -110,6 +113,9 @@ impl<D: Driver> Worker<D> {
                     self.close_session(key, CloseReason::Ordered);
                 }
                 let _ = answer.try_send(session.is_some());
+            }
+            Order::Budget(limit, answer) => {
+                let _ = answer.try_send(self.budget.set_limit(limit));
             }
         }
     }

@@ -208,6 +208,12 @@ impl Server {
         self.ask(|answer| Order::Close(peer, answer))
     }
 
+    /// Limits the buffer memory of the worker to `len` bytes, and returns what is in force. `None` as for
+    /// [`report`](Self::report).
+    pub fn set_budget(&self, len: usize) -> Option<usize> {
+        self.ask(|answer| Order::Budget(len, answer))
+    }
+
     fn ask<T>(&self, order: impl FnOnce(Sender<T>) -> Order) -> Option<T> {
         let (answer, answered) = crossbeam::channel::bounded(1);
         self.orders.send_timeout(order(answer), ANSWER_TIMEOUT).ok()?;

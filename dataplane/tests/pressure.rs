@@ -16,6 +16,7 @@ use support::{LIMIT, Peer, bridge, start_server, start_server_with};
 on_each_driver!(
     tiny_frames_into_stalled_streams_hold_little_more_than_their_payload,
     a_slow_connection_with_bulk_still_gets_pings_and_echoes,
+    a_budget_that_is_used_up_costs_the_longest_stalled_stream_alone,
 );
 
 const STREAMS: usize = 1000;
@@ -95,6 +96,40 @@ fn tiny_frames_into_stalled_streams_hold_little_more_than_their_payload() {
         assert!(Instant::now() < deadline, "memory does not come back");
     }
     assert_eq!(server.report().unwrap().promised_len, 0);
+}
+
+fn a_budget_that_is_used_up_costs_the_longest_stalled_stream_alone() {
+    let server = start_server();
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let (stalled_a, _) = bridge(&mut a, &mut b);
+    let (lively_a, lively_b) = bridge(&mut a, &mut b);
+    // b grants nothing on the first stream: two windows fill up, its own and a's.
+    let bytes = vec![3; 600_000];
+    let mut taken = 0;
+    let deadline = Instant::now() + LIMIT;
+    while queued_and_held(&server).0 < 100_000 {
+        assert!(Instant::now() < deadline, "the stream does not stall");
+        if let Ok(more) = a.mux.write(stalled_a, &bytes[taken..]) {
+            taken += more;
+        }
+        a.pump();
+        b.pump();
+    }
+    assert_eq!(server.set_budget(64 * 1024), Some(64 * 1024));
+    assert!(!a.wait_end(stalled_a), "the stalled stream is reset");
+    let counters = server.counters();
+    assert_eq!(counters.value(Counter::ResetsMemory), 1);
+    // New streams are refused, those that are open go on.
+    let stream = a.open();
+    a.pump();
+    assert!(a.wait_end(stream));
+    assert_eq!(server.counters().value(Counter::RefusedBudget), 1);
+    a.write(lively_a, b"goes on");
+    assert_eq!(b.read_exact(lively_b, 7), b"goes on");
+    // Raised again, never beyond what the memory can bear.
+    let most = server.set_budget(usize::MAX).unwrap();
+    assert!(most < 64 << 20);
+    bridge(&mut a, &mut b);
 }
 
 fn a_slow_connection_with_bulk_still_gets_pings_and_echoes() {
