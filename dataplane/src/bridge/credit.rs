@@ -123,17 +123,20 @@ impl<D: Driver> Worker<D> {
             })
             .collect();
         waiting.sort_unstable_by_key(|&(since, key, _)| (since, key.index));
+        let mut resets = 0;
         for (_, key, partner) in waiting.into_iter().take(limits::RESETS_PER_TURN_MAX) {
             if !self.budget.is_exhausted(self.driver.pool().held_len()) {
-                return;
+                break;
             }
-            self.counters.count(Counter::ResetsMemory);
-            tracing::warn!(
-                "buffer memory is used up: the longest-stalled stream is reset (raise the budget, or fewer streams)"
-            );
+            resets += 1;
             self.reset_half(key);
             self.reset_half(partner);
         }
+        self.counters.add(Counter::ResetsMemory, resets);
+        tracing::warn!(
+            resets,
+            "buffer memory is used up: the longest-stalled streams are reset (raise the budget, or allow fewer streams)"
+        );
     }
 }
 
