@@ -36,6 +36,7 @@ fn steps() -> Vec<Step> {
         step("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
         step("documents", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         step("tests", &["test", "--workspace"], &[]),
+        step("loom", &["test", "--package", "ringwire-ipc", "--features", "loom", "--test", "loom"], &[]),
         step("simulation", &["run", "--quiet", "--package", "ringwire-sim", "--", "--seeds", "500"], &[]),
         step(
             "planted bugs",
