@@ -122,9 +122,6 @@ pub const HALF_OPEN_MAX: usize = 8192;
 /// closed at once.
 pub const STREAMS_PER_SESSION_MAX: u32 = 2048;
 
-/// Bytes on a stream before its object is complete: a length prefix and the largest object packet (dmsg-wire 7).
-pub const OBJECT_LEN_MAX: usize = 2 + 65_535;
-
 /// A second, in nanoseconds.
 pub const SECOND_NS: u64 = 1_000_000_000;
 

@@ -58,6 +58,7 @@ impl Default for Settings {
             // Some above our own limit, so that a stream over it can be accepted and closed (dmsg-wire 11.2); beyond these the
             // multiplexer resets.
             streams_max: limits::STREAMS_PER_SESSION_MAX + 512,
+            close_timeout_ns: limits::CLOSE_GRACE_NS,
             ..yamux::Config::server()
         };
         Self { hybrid: Hybrid::Offer, yamux, company_us_max: 100 }
