@@ -240,7 +240,8 @@ fn what_a_client_finished_is_delivered_although_it_left() {
     let server = start_server();
     let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
     let (on_a, on_b) = bridge(&mut a, &mut b);
-    let bytes = pattern(6, 0, 200_000);
+    // More than b's window, so that a part waits at the server until b reads.
+    let bytes = pattern(6, 0, 330_000);
     a.write(on_a, &bytes);
     let now = a.now();
     a.mux.finish(now, on_a);
