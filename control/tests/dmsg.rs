@@ -7,9 +7,9 @@ mod common;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use common::{address, client, config, connect, pair, server, server_with, within};
+use common::{address, config, connect, pair, server, server_with, session, within};
 use ringwire::dmsg::{
-    Client, ClientConfig, ConnectError, DialError, Disconnected, ListenError, ServerAddress, StreamError,
+    ConnectError, DialError, Disconnected, ListenError, ServerAddress, Session, SessionConfig, StreamError,
 };
 use ringwire_dataplane::DriverChoice;
 use ringwire_dataplane::entropy::OsEntropy;
@@ -39,9 +39,9 @@ async fn megabytes_come_back_as_they_went() {
             (DriverChoice::Poll, true),
         ] {
             let server = server_with(Hybrid::Offer, driver);
-            let dialler = connect(ClientConfig { go_frames, go_writes: go_frames, ..config(&server) }).await;
+            let dialler = connect(SessionConfig { go_frames, go_writes: go_frames, ..config(&server) }).await;
             let destination =
-                connect(ClientConfig { go_frames, go_writes: go_frames, ..config(&server) }).await;
+                connect(SessionConfig { go_frames, go_writes: go_frames, ..config(&server) }).await;
             let mut listener = destination.listen(80).unwrap();
             let mut tasks = Vec::new();
             for seed in 0..3 {
@@ -86,10 +86,10 @@ async fn megabytes_come_back_as_they_went() {
 async fn requests_of_both_generations_are_understood() {
     within(async {
         let server = server(Hybrid::Offer);
-        let destination = client(&server).await;
+        let destination = session(&server).await;
         let mut listener = destination.listen(7).unwrap();
         for generation in [Generation::Go2024, Generation::Go2026] {
-            let dialler = connect(ClientConfig { generation, ..config(&server) }).await;
+            let dialler = connect(SessionConfig { generation, ..config(&server) }).await;
             let (mut dialled, mut accepted) = pair(&dialler, &destination, &mut listener).await;
             // Either side may speak first (dmsg-wire 10.2).
             accepted.write_all(b"hello").await.unwrap();
@@ -105,7 +105,7 @@ async fn requests_of_both_generations_are_understood() {
 async fn an_absent_destination_is_refused_promptly() {
     within(async {
         let server = server(Hybrid::Offer);
-        let dialler = client(&server).await;
+        let dialler = session(&server).await;
         let stranger = SecretKey::generate(&mut OsEntropy).public_key();
         let started = Instant::now();
         let error = dialler.dial(Address { key: stranger, port: 80 }).await.unwrap_err();
@@ -114,7 +114,7 @@ async fn an_absent_destination_is_refused_promptly() {
         assert!(error.to_string().contains("same server"), "{error}");
 
         // A key that is there, a port where nobody listens: the destination refuses.
-        let destination = client(&server).await;
+        let destination = session(&server).await;
         let nobody = Address { key: destination.public_key(), port: 80 };
         let error = dialler.dial(nobody).await.unwrap_err();
         assert!(matches!(error, DialError::Unreachable(_)), "{error}");
@@ -131,7 +131,7 @@ async fn an_absent_destination_is_refused_promptly() {
 async fn a_dial_that_is_dropped_leaves_nothing_behind() {
     within(async {
         let server = server(Hybrid::Offer);
-        let (dialler, destination) = (client(&server).await, client(&server).await);
+        let (dialler, destination) = (session(&server).await, session(&server).await);
         let mut listener = destination.listen(80).unwrap();
         let address = Address { key: destination.public_key(), port: 80 };
         for wait_us in (0..40).map(|step| step * 50) {
@@ -155,8 +155,8 @@ async fn a_dial_that_is_dropped_leaves_nothing_behind() {
 async fn a_port_has_one_listener_and_a_bounded_queue() {
     within(async {
         let server = server(Hybrid::Offer);
-        let dialler = client(&server).await;
-        let destination = connect(ClientConfig { listener_queue: 2, ..config(&server) }).await;
+        let dialler = session(&server).await;
+        let destination = connect(SessionConfig { listener_queue: 2, ..config(&server) }).await;
         let mut listener = destination.listen(80).unwrap();
         let error = destination.listen(80).unwrap_err();
         assert!(matches!(error, ListenError::PortInUse { port: 80 }), "{error}");
@@ -182,7 +182,7 @@ async fn a_port_has_one_listener_and_a_bounded_queue() {
 async fn the_end_of_a_stream_is_an_end_and_not_an_error() {
     within(async {
         let server = server(Hybrid::Offer);
-        let (dialler, destination) = (client(&server).await, client(&server).await);
+        let (dialler, destination) = (session(&server).await, session(&server).await);
         let mut listener = destination.listen(80).unwrap();
         // By shutdown, and by drop right after the write.
         for by_drop in [false, true] {
@@ -210,7 +210,7 @@ async fn the_end_of_a_stream_is_an_end_and_not_an_error() {
 async fn a_reader_that_does_not_read_stops_its_own_writer_only() {
     within(async {
         let server = server(Hybrid::Offer);
-        let (dialler, destination) = (client(&server).await, client(&server).await);
+        let (dialler, destination) = (session(&server).await, session(&server).await);
         let mut listener = destination.listen(80).unwrap();
         let (mut stuck, mut unread) = pair(&dialler, &destination, &mut listener).await;
         let chunk = vec![7; 64 * 1024];
@@ -242,7 +242,8 @@ async fn hybrid_settings_meet() {
                 let classical = of_server == Hybrid::Off || of_client == Hybrid::Off;
                 let required = of_server == Hybrid::Require || of_client == Hybrid::Require;
                 let case = format!("server {of_server:?}, client {of_client:?}");
-                let connected = Client::connect(ClientConfig { hybrid: of_client, ..config(&server) }).await;
+                let connected =
+                    Session::connect(SessionConfig { hybrid: of_client, ..config(&server) }).await;
                 if !(classical && required) {
                     let client = connected.expect(&case);
                     assert_eq!(client.is_hybrid(), !classical, "{case}");
@@ -265,7 +266,7 @@ async fn hybrid_settings_meet() {
 async fn streams_have_a_hybrid_of_their_own() {
     within(async {
         let server = server(Hybrid::Offer);
-        let with = async |hybrid| connect(ClientConfig { hybrid, ..config(&server) }).await;
+        let with = async |hybrid| connect(SessionConfig { hybrid, ..config(&server) }).await;
         let (off, offer, require) =
             (with(Hybrid::Off).await, with(Hybrid::Offer).await, with(Hybrid::Require).await);
         let mut at_offer = offer.listen(80).unwrap();
@@ -284,7 +285,7 @@ async fn streams_have_a_hybrid_of_their_own() {
 async fn the_end_of_the_server_reaches_everybody() {
     within(async {
         let server = server(Hybrid::Offer);
-        let (dialler, destination) = (client(&server).await, client(&server).await);
+        let (dialler, destination) = (session(&server).await, session(&server).await);
         let mut listener = destination.listen(80).unwrap();
         let (mut dialled, mut accepted) = pair(&dialler, &destination, &mut listener).await;
         let reader = tokio::spawn(async move { accepted.read_u8().await });
@@ -313,9 +314,9 @@ async fn the_newest_session_of_a_key_wins() {
     within(async {
         let server = server(Hybrid::Offer);
         let config = config(&server);
-        let first = Client::connect(config.clone()).await.unwrap();
+        let first = Session::connect(config.clone()).await.unwrap();
         first.ping().await.unwrap();
-        let second = Client::connect(config).await.unwrap();
+        let second = Session::connect(config).await.unwrap();
         let reason = first.closed().await;
         assert!(reason.to_string().contains("same key"), "{reason}");
         second.ping().await.unwrap();
@@ -327,7 +328,7 @@ async fn the_newest_session_of_a_key_wins() {
 async fn a_connection_lives_as_long_as_something_uses_it() {
     within(async {
         let server = server(Hybrid::Offer);
-        let (dialler, destination) = (client(&server).await, client(&server).await);
+        let (dialler, destination) = (session(&server).await, session(&server).await);
         let mut listener = destination.listen(80).unwrap();
         let (mut dialled, mut accepted) = pair(&dialler, &destination, &mut listener).await;
         drop(dialler);
@@ -349,12 +350,12 @@ async fn wrong_servers_are_named() {
         let secret_key = SecretKey::generate(&mut OsEntropy);
         // Another key than the one that answers.
         let wrong = ServerAddress { key: secret_key.public_key(), ..address(&server) };
-        let error = Client::connect(ClientConfig::new(secret_key.clone(), wrong)).await.unwrap_err();
+        let error = Session::connect(SessionConfig::new(secret_key.clone(), wrong)).await.unwrap_err();
         assert!(matches!(error, ConnectError::Refused { .. } | ConnectError::Fault { .. }), "{error}");
         // Nobody there.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let nobody = ServerAddress { key: server.public_key(), address: free.to_string() };
-        let error = Client::connect(ClientConfig::new(secret_key.clone(), nobody)).await.unwrap_err();
+        let error = Session::connect(SessionConfig::new(secret_key.clone(), nobody)).await.unwrap_err();
         assert!(matches!(error, ConnectError::Connect { .. }), "{error}");
         // Something else there.
         let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -365,7 +366,7 @@ async fn wrong_servers_are_named() {
             socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
             socket
         });
-        let error = Client::connect(ClientConfig::new(secret_key, http)).await.unwrap_err();
+        let error = Session::connect(SessionConfig::new(secret_key, http)).await.unwrap_err();
         assert!(matches!(error, ConnectError::Fault { .. }), "{error}");
         answer.await.unwrap();
     })

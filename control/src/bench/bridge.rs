@@ -21,7 +21,7 @@ use super::process::{self, CpuTime};
 use super::report::{Latency, Report};
 use super::transfer::{self, PING_BYTES, TransferError};
 use crate::dmsg::{
-    Client, ClientConfig, ConnectError, DialError, Disconnected, ListenError, ServerAddress, Stream,
+    ConnectError, DialError, Disconnected, ListenError, ServerAddress, Session, SessionConfig, Stream,
 };
 
 /// Port of the receiving clients.
@@ -239,13 +239,13 @@ async fn set_up_pair(
     pair: usize,
     progress: Arc<Progress>,
 ) -> Result<Vec<Lane>, BenchError> {
-    let config = || ClientConfig {
+    let config = || SessionConfig {
         hybrid: options.hybrid,
         go_frames: options.go_frames,
         go_writes: options.go_writes,
-        ..ClientConfig::new(SecretKey::generate(&mut OsEntropy), options.server.clone())
+        ..SessionConfig::new(SecretKey::generate(&mut OsEntropy), options.server.clone())
     };
-    let (sender, receiver) = tokio::try_join!(Client::connect(config()), Client::connect(config()))?;
+    let (sender, receiver) = tokio::try_join!(Session::connect(config()), Session::connect(config()))?;
     let mut listener = receiver.listen(PORT)?;
     // The server files a session a moment after the client's side of its handshake is done, and a dial before that
     // finds nobody. An answered ping proves that it is filed; servers of 2024 do not answer, hence the bound.

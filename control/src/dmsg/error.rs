@@ -49,7 +49,7 @@ impl From<ObjectError> for PeerFault {
 /// Why a connection to a server is over.
 #[derive(Debug, Clone, Error)]
 pub enum Disconnected {
-    /// [`super::Client::close`] was called, or the last handle was dropped.
+    /// [`super::Session::close`] was called, or the last handle was dropped.
     #[error("the connection was closed on this side")]
     Here,
     /// The server closed it: it stopped, or another session with the same key replaced this one (dmsg-wire 11.1).

@@ -7,7 +7,7 @@ pub mod scripted;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ringwire::dmsg::{Client, ClientConfig, Listener, ServerAddress, Stream};
+use ringwire::dmsg::{Listener, ServerAddress, Session, SessionConfig, Stream};
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_dataplane::{DriverChoice, Server, ServerConfig};
 use ringwire_proto::identity::{Address, SecretKey};
@@ -34,26 +34,26 @@ pub fn address(server: &Server) -> ServerAddress {
     ServerAddress { key: server.public_key(), address: server.addresses()[0].to_string() }
 }
 
-pub fn config(server: &Server) -> ClientConfig {
+pub fn config(server: &Server) -> SessionConfig {
     let secret_key = SecretKey::generate(&mut OsEntropy);
-    let mut config = ClientConfig::new(secret_key, address(server));
+    let mut config = SessionConfig::new(secret_key, address(server));
     config.first_frame_pause = Duration::ZERO;
     config
 }
 
-pub async fn client(server: &Server) -> Client {
+pub async fn session(server: &Server) -> Session {
     connect(config(server)).await
 }
 
-/// A client whose session the server has filed: it does so a moment after the client's side of the handshake is done.
-pub async fn connect(config: ClientConfig) -> Client {
-    let client = Client::connect(config).await.unwrap();
-    client.ping().await.unwrap();
-    client
+/// A session that the server has filed: it does so a moment after the client's side of the handshake is done.
+pub async fn connect(config: SessionConfig) -> Session {
+    let session = Session::connect(config).await.unwrap();
+    session.ping().await.unwrap();
+    session
 }
 
 /// The two ends of a stream from `from` to the listener's port of `to`.
-pub async fn pair(from: &Client, to: &Client, listener: &mut Listener) -> (Stream, Stream) {
+pub async fn pair(from: &Session, to: &Session, listener: &mut Listener) -> (Stream, Stream) {
     let destination = Address { key: to.public_key(), port: listener.port() };
     let (dialled, accepted) = tokio::join!(from.dial(destination), listener.accept());
     (dialled.unwrap(), accepted.unwrap())

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ringwire::dmsg::{Client, ClientConfig, ServerAddress};
+use ringwire::dmsg::{ServerAddress, Session, SessionConfig};
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::frame::push_prefix;
@@ -23,12 +23,12 @@ pub struct Scripted {
 }
 
 /// A client and the scripted server it is connected to.
-pub async fn connect(adjust: impl FnOnce(&mut ClientConfig)) -> (Client, Scripted) {
+pub async fn connect(adjust: impl FnOnce(&mut SessionConfig)) -> (Session, Scripted) {
     let secret_key = SecretKey::generate(&mut OsEntropy);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let server = ServerAddress { key: secret_key.public_key(), address };
-    let mut config = ClientConfig::new(SecretKey::generate(&mut OsEntropy), server);
+    let mut config = SessionConfig::new(SecretKey::generate(&mut OsEntropy), server);
     config.first_frame_pause = Duration::ZERO;
     adjust(&mut config);
     let accept = async {
@@ -36,7 +36,7 @@ pub async fn connect(adjust: impl FnOnce(&mut ClientConfig)) -> (Client, Scripte
         let outcome = shake_hands(&mut socket, &secret_key).await;
         (socket, outcome)
     };
-    let (client, (socket, outcome)) = tokio::join!(Client::connect(config), accept);
+    let (client, (socket, outcome)) = tokio::join!(Session::connect(config), accept);
     let (sealer, opener) = (Sealer::new(&outcome.send), Opener::new(&outcome.receive));
     (client.unwrap(), Scripted { socket, secret_key, client: outcome.remote, sealer, opener })
 }

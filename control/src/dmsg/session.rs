@@ -1,4 +1,4 @@
-//! The client: one session with one server, over which it dials and listens.
+//! One session with one server, over which a client dials and listens.
 
 use std::fmt;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ use super::mux::Mux;
 use super::shared::{Handle, Shared};
 use super::stream::Stream;
 
-/// How to connect. [`ClientConfig::new`] has the values that work with every server.
+/// How to connect. [`SessionConfig::new`] has the values that work with every server.
 #[derive(Clone)]
-pub struct ClientConfig {
+pub struct SessionConfig {
     /// Who this client is. A second client with the same key replaces this one at the server (dmsg-wire 11.1).
     pub secret_key: SecretKey,
     /// The server.
@@ -47,7 +47,7 @@ pub struct ClientConfig {
     pub go_writes: bool,
 }
 
-impl ClientConfig {
+impl SessionConfig {
     /// Connects as `secret_key` to `server`, everything else as usual.
     pub fn new(secret_key: SecretKey, server: ServerAddress) -> Self {
         Self {
@@ -65,22 +65,22 @@ impl ClientConfig {
 }
 
 /// A session with a server. Clones share it. It closes when the last clone, listener and stream is dropped, or with
-/// [`Client::close`].
+/// [`Session::close`].
 #[derive(Clone)]
-pub struct Client {
+pub struct Session {
     handle: Handle,
     generation: Generation,
     listener_queue: usize,
 }
 
-impl Client {
+impl Session {
     /// Connects: TCP within 10 s, the handshake within 5 s (dmsg-wire 4.1). Must be called inside a tokio runtime, which
     /// then runs the connection's task.
     ///
     /// # Errors
     /// See [`ConnectError`]. A server that refuses a session closes it; that shows at the first use.
-    pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
-        let ClientConfig { secret_key, server, hybrid, generation, dial_limit, .. } = config;
+    pub async fn connect(config: SessionConfig) -> Result<Self, ConnectError> {
+        let SessionConfig { secret_key, server, hybrid, generation, dial_limit, .. } = config;
         let (socket, outcome) = connect(&secret_key, &server, hybrid).await?;
         let shared = Arc::new(Shared::new(secret_key, &outcome, hybrid, dial_limit, config.go_frames));
         let handle = Handle::new(Arc::clone(&shared));
@@ -158,10 +158,10 @@ impl Client {
     }
 }
 
-impl fmt::Debug for Client {
+impl fmt::Debug for Session {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
-            .debug_struct("Client")
+            .debug_struct("Session")
             .field("public_key", &self.handle.local)
             .field("server", &self.handle.server)
             .finish_non_exhaustive()
