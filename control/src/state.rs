@@ -1,8 +1,17 @@
-//! The state directory: the server's key and the note a running server leaves for its own tools.
+//! The state directory: what a server keeps between starts, and what it leaves for its own tools while it runs.
 //!
-//! In: the directory's path. Out: the secret key of `STATE/key`, made at the first start, and `STATE/server.json`,
-//! which exists exactly while a server runs. `ringwire run` writes both, `ringwire bench` reads the second.
-//! Everything in the directory is readable by its owner only.
+//! In: the directory's path. Out: the files below, each readable by its owner only.
+//!
+//! ```text
+//!   key             the server's secret key, made at the first start          ringwire run
+//!   version         number of this list; a newer one is refused               ringwire run
+//!   lock            held by the control plane, names it (lock.rs)             ringwire run
+//!   server.json     the note of a running server                              ringwire run; read by tools
+//!   dataplane.sock  the data plane's socket                                   ringwire dataplane
+//!   control.sock    the control plane's socket                                ringwire run
+//! ```
+
+pub mod lock;
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -20,12 +29,67 @@ use zeroize::Zeroizing;
 /// Environment variable that names the state directory.
 pub const STATE_VARIABLE: &str = "RINGWIRE_STATE";
 
+/// Version of the directory's contents. Raised when an older program would misunderstand what a newer one left there.
+const VERSION: u32 = 1;
+
 /// Why the state directory could not be used. Every text names the file and what to do about it.
 #[derive(Debug, Error)]
 pub enum StateError {
     /// No directory was named and the environment has no home to put one in.
     #[error("no state directory: neither HOME nor XDG_STATE_HOME is set; name one with --state DIR")]
     NoHome,
+    /// The directory belongs to somebody else.
+    #[error(
+        "{path} belongs to user {owner}, and this process is user {user}; name a directory of your own with --state DIR, \
+         or run: chown {user} {path}"
+    )]
+    Owner {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who runs this process.
+        user: u32,
+    },
+    /// Others could replace the files in the directory.
+    #[error("{path} can be written by other users (mode {mode:03o}); run: chmod 700 {path}")]
+    Exposed {
+        /// The directory.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// A newer program wrote the directory.
+    #[error(
+        "{path} says version {found}, and this program knows up to {VERSION}: a newer ringwire used the directory; run \
+         that one, or start afresh with another directory: --state DIR"
+    )]
+    Newer {
+        /// The version file.
+        path: PathBuf,
+        /// What it says.
+        found: u32,
+    },
+    /// The version file is there but holds no version.
+    #[error(
+        "{path} does not hold a version number; if the directory is ringwire's own, run: echo {VERSION} > {path}"
+    )]
+    VersionMalformed {
+        /// The version file.
+        path: PathBuf,
+    },
+    /// Another control plane runs on the directory.
+    #[error(
+        "another control plane has this state directory ({path}: {}); stop it with: ringwire stop, or run a second server \
+         with a directory of its own: --state DIR",
+        holder.as_ref().map_or_else(|| "holder unknown".to_owned(), ToString::to_string)
+    )]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+        /// Who holds it, if the file says so.
+        holder: Option<lock::Holder>,
+    },
     /// The key file can be read or written by others than its owner.
     #[error("{path} is open to other users (mode {mode:03o}); run: chmod 600 {path}")]
     KeyExposed {
@@ -84,8 +148,14 @@ pub struct ServerNote {
     pub public_key: String,
     /// Where it can be reached from this machine.
     pub address: SocketAddr,
-    /// Process that forwards.
-    pub pid: u32,
+    /// Everything it listens on.
+    pub addresses: Vec<SocketAddr>,
+    /// Process of the control plane; none while the data plane was left alone on purpose.
+    pub control_pid: Option<u32>,
+    /// Process of the data plane: the one that forwards.
+    pub dataplane_pid: u32,
+    /// Where the embedded discovery answers, if it runs.
+    pub discovery: Option<String>,
 }
 
 impl ServerNote {
@@ -111,6 +181,42 @@ impl State {
     /// The directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Makes the directory if it is absent (mode 700) and checks that it is ours: owner, mode, version.
+    pub fn prepare(&self) -> Result<(), StateError> {
+        self.create_directory()?;
+        let path = self.directory.clone();
+        let metadata = fs::metadata(&path).map_err(io_error("look at", &path))?;
+        let user = rustix::process::geteuid().as_raw();
+        if metadata.uid() != user {
+            return Err(StateError::Owner { path, owner: metadata.uid(), user });
+        }
+        if metadata.mode() & 0o022 != 0 {
+            return Err(StateError::Exposed { path, mode: metadata.mode() & 0o777 });
+        }
+        let path = self.directory.join("version");
+        match fs::read_to_string(&path) {
+            Ok(text) => match text.trim().parse() {
+                Ok(found) if found > VERSION => Err(StateError::Newer { path, found }),
+                Ok(_) => Ok(()),
+                Err(_) => Err(StateError::VersionMalformed { path }),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.replace(&path, format!("{VERSION}\n").as_bytes())
+            }
+            Err(source) => Err(StateError::Io { action: "read", path, source }),
+        }
+    }
+
+    /// The data plane's socket.
+    pub fn dataplane_socket(&self) -> PathBuf {
+        self.directory.join("dataplane.sock")
+    }
+
+    /// The control plane's socket.
+    pub fn control_socket(&self) -> PathBuf {
+        self.directory.join("control.sock")
     }
 
     /// The server's secret key: read from `key`, or made and written there (mode 600) when the file is absent.
@@ -155,9 +261,9 @@ impl State {
             .map_err(|error| StateError::NoteMalformed { path, reason: error.to_string() })
     }
 
-    /// Removes the note, but only one that process `pid` wrote: a successor's note stays.
-    pub fn remove_note(&self, pid: u32) {
-        if self.read_note().is_ok_and(|note| note.pid == pid) {
+    /// Removes the note, but only one about this data plane: a successor's note stays.
+    pub fn remove_note(&self, dataplane_pid: u32) {
+        if self.read_note().is_ok_and(|note| note.dataplane_pid == dataplane_pid) {
             // A note that cannot be removed names a process that no longer answers; its readers say so.
             fs::remove_file(self.note_path()).ok();
         }
@@ -201,6 +307,11 @@ impl State {
             StateError::Io { action: "write", path: path.to_owned(), source }
         })
     }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
+    let path = path.to_owned();
+    move |source| StateError::Io { action, path, source }
 }
 
 /// Opens a file that only its owner can read; `fresh` refuses one that exists.
@@ -274,7 +385,10 @@ mod tests {
         let note = ServerNote {
             public_key: state.key().unwrap().public_key().to_string(),
             address: "127.0.0.1:8081".parse().unwrap(),
-            pid: 4711,
+            addresses: vec!["0.0.0.0:8081".parse().unwrap()],
+            control_pid: Some(4710),
+            dataplane_pid: 4711,
+            discovery: None,
         };
         state.write_note(&note).unwrap();
         assert_eq!(state.read_note().unwrap(), note);
@@ -284,6 +398,41 @@ mod tests {
         state.remove_note(4711);
         assert!(matches!(state.read_note(), Err(StateError::NoServer { .. })));
         assert_eq!(fs::read_dir(state.directory()).unwrap().count(), 1, "only the key is left");
+    }
+
+    #[test]
+    fn the_directory_is_made_private_and_marked_with_its_version() {
+        let (_directory, state) = state();
+        state.prepare().unwrap();
+        assert_eq!(mode(state.directory()), 0o700);
+        assert_eq!(fs::read_to_string(state.directory().join("version")).unwrap(), "1\n");
+        state.prepare().unwrap();
+    }
+
+    #[test]
+    fn a_directory_of_a_newer_program_is_refused_and_left_as_it_is() {
+        let (_directory, state) = state();
+        state.prepare().unwrap();
+        let path = state.directory().join("version");
+        for (text, cure) in [("2\n", "newer ringwire"), ("", "echo 1"), ("one", "echo 1")] {
+            fs::write(&path, text).unwrap();
+            let error = state.prepare().unwrap_err().to_string();
+            assert!(error.contains(cure) && error.contains(&*path.to_string_lossy()), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_refused_with_the_cure() {
+        let (_directory, state) = state();
+        state.prepare().unwrap();
+        for exposed in [0o770, 0o707, 0o777] {
+            fs::set_permissions(state.directory(), fs::Permissions::from_mode(exposed)).unwrap();
+            let text = state.prepare().unwrap_err().to_string();
+            assert!(text.contains(&format!("chmod 700 {}", state.directory().display())), "{text}");
+        }
+        fs::set_permissions(state.directory(), fs::Permissions::from_mode(0o755)).unwrap();
+        state.prepare().unwrap();
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl Bridge {
                 let key = note
                     .key()
                     .map_err(|error| anyhow!("the public key in server.json is not valid: {error}"))?;
-                (ServerAddress { key, address: note.address.to_string() }, Some(note.pid))
+                (ServerAddress { key, address: note.address.to_string() }, Some(note.dataplane_pid))
             }
         };
         Ok(Options {

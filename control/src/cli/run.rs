@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::MissedTickBehavior;
 
 use super::HybridChoice;
+use crate::state::lock::Lock;
 use crate::state::{STATE_VARIABLE, ServerNote, State};
 
 /// How often the server is asked whether it still works.
@@ -74,6 +75,8 @@ struct Ready<'a> {
 
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let state = State::locate(arguments.state)?;
+    state.prepare()?;
+    let _lock = Lock::take(&state)?;
     let mut config = ServerConfig::new(state.key()?, arguments.listen);
     config.driver = arguments.driver.into();
     config.hybrid = arguments.hybrid.into();
@@ -87,7 +90,10 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let note = ServerNote {
         public_key: server.public_key().to_string(),
         address: reachable(server.addresses()),
-        pid,
+        addresses: server.addresses().to_vec(),
+        control_pid: Some(pid),
+        dataplane_pid: pid,
+        discovery: None,
     };
     state.write_note(&note)?;
     let note_guard = NoteGuard { state: &state, pid };
@@ -158,7 +164,7 @@ fn announce(server: &Server, note: &ServerNote, state: &State, json: bool) -> an
             address: note.address,
             addresses: server.addresses(),
             driver: server.driver_name(),
-            control_pid: note.pid,
+            control_pid: note.dataplane_pid,
         };
         serde_json::to_string(&ready)?
     } else {

@@ -1,0 +1,145 @@
+//! The lock of a state directory: one control plane at a time, and a second one learns who the first is.
+//!
+//! In: `STATE/lock`. Out: a [`Lock`] that lasts as long as the value, or the holder. The lock is the kernel's (`flock`),
+//! so that it ends with the process that holds it, however that ends; the file's text only names the holder.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::{State, StateError};
+
+/// Longest text of a holder that is read back, in bytes.
+const HOLDER_LEN_MAX: u64 = 4096;
+
+/// Who holds a lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Its process.
+    pub pid: u32,
+    /// When it took the lock, in seconds since 1970.
+    pub since: u64,
+    /// Its command line.
+    pub command: String,
+}
+
+impl Holder {
+    fn this_process() -> Self {
+        let command: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        Self { pid: std::process::id(), since, command: command.join(" ") }
+    }
+}
+
+impl std::fmt::Display for Holder {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let since = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(self.since));
+        let age = since.and_then(|since| SystemTime::now().duration_since(since).ok()).unwrap_or_default();
+        // The text was written by whoever may write the directory: no control characters on a terminal.
+        write!(formatter, "process {}, since {} s: {}", self.pid, age.as_secs(), self.command.escape_debug())
+    }
+}
+
+/// A state directory held by this process. Dropping it lets go.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Lock {
+    /// Takes the lock of `state`, whose directory exists. Never waits.
+    ///
+    /// # Errors
+    /// [`StateError::Locked`] names who has it.
+    pub fn take(state: &State) -> Result<Self, StateError> {
+        let path = state.directory().join("lock");
+        let failed = |action| {
+            let path = path.clone();
+            move |source| StateError::Io { action, path, source }
+        };
+        // Not truncated: the text is the holder's until the lock is ours.
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(failed("open"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(locked(path, &mut file)),
+            Err(error) => return Err(failed("lock")(error.into())),
+        }
+        write_holder(&mut file, &Holder::this_process()).map_err(failed("write"))?;
+        Ok(Self(file))
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // The text names nobody then; the kernel's lock ends with the descriptor in any case.
+        self.0.set_len(0).ok();
+    }
+}
+
+fn write_holder(file: &mut File, holder: &Holder) -> io::Result<()> {
+    let text = serde_json::to_string(holder)?;
+    file.set_len(0)?;
+    file.rewind()?;
+    file.write_all(text.as_bytes())
+}
+
+fn locked(path: PathBuf, file: &mut File) -> StateError {
+    let mut text = String::new();
+    let read = file.take(HOLDER_LEN_MAX).read_to_string(&mut text);
+    let holder = read.ok().and_then(|_| serde_json::from_str(&text).ok());
+    StateError::Locked { path, holder }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> (tempfile::TempDir, State) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = State::locate(Some(directory.path().to_owned())).unwrap();
+        (directory, state)
+    }
+
+    #[test]
+    fn the_second_is_refused_and_learns_of_the_first() {
+        let (_directory, state) = state();
+        let first = Lock::take(&state).unwrap();
+        let error = Lock::take(&state).unwrap_err();
+        assert!(
+            matches!(&error, StateError::Locked { holder: Some(holder), .. } if holder.pid == std::process::id())
+        );
+        let text = error.to_string();
+        assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
+        assert!(text.contains("ringwire stop") && text.contains("--state"), "{text}");
+        drop(first);
+        Lock::take(&state).unwrap();
+    }
+
+    #[test]
+    fn the_text_of_a_dead_holder_blocks_nobody() {
+        let (_directory, state) = state();
+        for text in [r#"{"pid":1,"since":1,"command":"ringwire run"}"#, "", "{", "\u{0}\u{0}"] {
+            std::fs::write(state.directory().join("lock"), text).unwrap();
+            Lock::take(&state).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_holder_whose_text_makes_no_sense_still_holds() {
+        let (_directory, state) = state();
+        let _first = Lock::take(&state).unwrap();
+        std::fs::write(state.directory().join("lock"), "nonsense").unwrap();
+        let error = Lock::take(&state).unwrap_err();
+        assert!(matches!(error, StateError::Locked { holder: None, .. }), "{error}");
+    }
+}
