@@ -12,3 +12,4 @@ pub mod bench;
 pub mod cli;
 pub mod dmsg;
 pub mod state;
+pub mod supervise;
