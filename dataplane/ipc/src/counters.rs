@@ -41,26 +41,57 @@ impl CellIndex {
     }
 }
 
-/// The worker's end: the only one that writes.
+/// The worker's end: one thread alone adds; others of its process may read.
 #[derive(Debug)]
-pub struct CounterWriter(Region<CounterPage>);
+pub struct CounterWriter(Home);
+
+/// Where the cells are.
+#[derive(Debug)]
+enum Home {
+    Shared(Region<CounterPage>),
+    /// For tests and the simulator: nobody else reads them.
+    Private(Box<CounterPage>),
+}
 
 impl CounterWriter {
     /// The writer of a region that this process made.
     pub fn new(region: Region<CounterPage>) -> Self {
-        Self(region)
+        Self(Home::Shared(region))
     }
 
-    /// Adds to a cell; wraps around at 2^64.
-    pub fn add(&mut self, cell: CellIndex, amount: u64) {
-        let value = &self.0.cells[cell.0];
+    /// A writer whose page no other process can read.
+    pub fn private() -> Self {
+        Self(Home::Private(Box::new(CounterPage { cells: [const { AtomicU64::new(0) }; CELLS] })))
+    }
+
+    /// Adds to a cell; wraps around at 2^64. Only one thread may add: another one's addition could be lost.
+    #[inline]
+    pub fn add(&self, cell: CellIndex, amount: u64) {
+        let value = &self.page().cells[cell.0];
         // Relaxed: no partner, a total orders nothing else. Load and store because there is no other writer.
         value.store(value.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
-    /// The region, whose descriptor readers need.
-    pub fn region(&self) -> &Region<CounterPage> {
-        &self.0
+    /// One total.
+    pub fn read(&self, cell: CellIndex) -> u64 {
+        // Relaxed: no partner, see `add`.
+        self.page().cells[cell.0].load(Ordering::Relaxed)
+    }
+
+    /// The region, whose descriptor readers need; `None` if the page is private.
+    pub fn region(&self) -> Option<&Region<CounterPage>> {
+        match &self.0 {
+            Home::Shared(region) => Some(region),
+            Home::Private(_) => None,
+        }
+    }
+
+    #[inline]
+    fn page(&self) -> &CounterPage {
+        match &self.0 {
+            Home::Shared(region) => region,
+            Home::Private(page) => page,
+        }
     }
 }
 

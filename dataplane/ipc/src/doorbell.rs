@@ -14,7 +14,8 @@
 //! of it. `tests/loom.rs` checks this with this code.
 //!
 //! `Sleeper` and `Ringer`, which the ring's handles contain, make no system call; [`Bell`] is the eventfd. A worker
-//! that waits in its io_uring announces, looks again, waits with a poll on the bell, and withdraws.
+//! that waits in its io_uring announces, looks again, waits with a poll on the bell, and withdraws. In the other
+//! direction the bell is a [`SocketBell`]: the process that waits for an eventfd can make ringing it block.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
 
 use crate::sync::{AtomicU64, Ordering, fence};
 
@@ -159,6 +161,59 @@ impl Bell {
     }
 }
 
+/// A bell whose ringing never waits, whatever the other process does to it: one end of a pair of sockets. For a worker that
+/// rings for the control plane. Both ends can ring and wait.
+#[derive(Debug)]
+pub struct SocketBell(OwnedFd);
+
+impl SocketBell {
+    /// The two ends of a new bell, not rung.
+    ///
+    /// # Errors
+    /// The kernel's: descriptors are used up.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let (one, other) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        Ok((Self(one), Self(other)))
+    }
+
+    /// The end behind a descriptor that the other process passed.
+    pub fn from_descriptor(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+
+    /// Another handle on the same end.
+    ///
+    /// # Errors
+    /// The kernel's: descriptors are used up.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Ends the current or the next wait of the other end, without waiting itself. A bell that nobody hears any more, or
+    /// that is as rung as it can be, needs no ringing.
+    pub fn ring(&self) {
+        // "No wait" in the call, because a mode of the socket would be the other process's to change.
+        let _ = send(&self.0, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    }
+
+    /// Silences this end: do so before draining. False when the other end is gone for good.
+    pub fn silence(&self) -> bool {
+        let mut rings = [0; 256];
+        match recv(&self.0, &mut rings[..], RecvFlags::DONTWAIT) {
+            Ok((_, 0)) => false,
+            // More rings than fit only end the next wait early.
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => true,
+            Err(_) => false,
+        }
+    }
+}
+
+impl AsFd for SocketBell {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -200,6 +255,24 @@ mod tests {
         let start = Instant::now();
         bell.wait(Duration::from_millis(20)).unwrap();
         assert!(start.elapsed() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn a_socket_bell_never_waits_and_tells_when_the_other_end_is_gone() {
+        let (ours, theirs) = SocketBell::pair().unwrap();
+        // Far more than the kernel stores, on a socket that the other side may have made blocking.
+        for _ in 0..100_000 {
+            ours.ring();
+        }
+        let mut fds = [PollFd::new(&theirs, PollFlags::IN)];
+        assert_eq!(poll(&mut fds, Some(&Timespec::default())).unwrap(), 1);
+        while poll(&mut [PollFd::new(&theirs, PollFlags::IN)], Some(&Timespec::default())).unwrap() == 1 {
+            assert!(theirs.silence());
+        }
+        assert!(theirs.silence(), "silent and still there");
+        drop(ours);
+        assert!(!theirs.silence());
+        theirs.ring();
     }
 
     #[test]

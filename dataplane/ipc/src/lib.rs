@@ -17,12 +17,15 @@
 //! side did wrong is a [`Fault`], upon which the handle stops reading for good.
 //!
 //! A region belongs to one pair of processes of the same build: its header carries [`LAYOUT_VERSION`], a hash of the
-//! layout and the epoch. The data plane's side is to be wired in next; nothing of it waits for the control plane.
+//! layout and the epoch. How two processes come to share one is said over a Unix socket, module `socket`, whose protocol
+//! every build speaks. Nothing of the data plane waits for the control plane.
 //!
 //! With the feature `loom` the atomics are loom's. Then a ring no longer has the layout of shared memory, so
-//! `region` and `counters` are absent and what remains is what the models in `tests/loom.rs` exercise.
+//! `region`, `counters` and `channel` are absent and what remains is what the models in `tests/loom.rs` exercise.
 #![deny(unsafe_code)]
 
+#[cfg(not(feature = "loom"))]
+pub mod channel;
 #[cfg(not(feature = "loom"))]
 pub mod counters;
 pub mod doorbell;
@@ -30,12 +33,13 @@ pub mod message;
 #[cfg(not(feature = "loom"))]
 pub mod region;
 pub mod ring;
+pub mod socket;
 mod sync;
 
 use message::RecordError;
 
 /// Version of everything in shared memory. Raised with any change of a layout, a record or the meaning of a word.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// Orders to a worker: 256 records of 64 bytes. Operators send few; a full ring is an answer they see.
 pub type CommandRing = ring::Ring<256, { message::COMMAND_WORDS }>;
@@ -61,6 +65,18 @@ pub enum Fault {
     #[error("bad record: {0}")]
     Record(#[from] RecordError),
 }
+
+/// What both processes must agree on before they share memory: every layout and the records in it.
+#[cfg(not(feature = "loom"))]
+pub const LAYOUT_HASH: u64 = layout_hash(&[
+    LAYOUT_VERSION as usize,
+    (CommandRing::LAYOUT_HASH >> 32) as usize,
+    (CommandRing::LAYOUT_HASH & 0xffff_ffff) as usize,
+    (EventRing::LAYOUT_HASH >> 32) as usize,
+    (EventRing::LAYOUT_HASH & 0xffff_ffff) as usize,
+    (counters::CounterPage::LAYOUT_HASH >> 32) as usize,
+    (counters::CounterPage::LAYOUT_HASH & 0xffff_ffff) as usize,
+]);
 
 /// FNV-1a over the numbers that make up a layout: differs when any of them does.
 #[cfg(not(feature = "loom"))]

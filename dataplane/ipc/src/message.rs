@@ -84,6 +84,8 @@ pub struct Command {
 pub enum Order {
     /// Send an [`Event::Listed`] for every session.
     ListSessions,
+    /// Send an [`Event::Bridged`] for every bridge.
+    ListBridges,
     /// Close the session of this key.
     CloseSession(PeerKey),
     /// Accept nothing new; end when the sessions have ended, or at this time, in nanoseconds of CLOCK_MONOTONIC.
@@ -102,6 +104,8 @@ pub enum Setting {
     Hybrid(HybridPolicy),
     /// How long a worker may wait for more completions, in microseconds; 0: never.
     CompanyUsMax(u32),
+    /// Buffer memory that queues may hold and promise, in bytes.
+    BudgetLen(u64),
 }
 
 /// What happens to the post-quantum part of a handshake.
@@ -129,7 +133,14 @@ pub enum Event {
         /// The session.
         session: SessionNote,
     },
-    /// A command is done. The listed sessions precede this.
+    /// A bridge exists: part of the reply to [`Order::ListBridges`].
+    Bridged {
+        /// The command's number.
+        request: u64,
+        /// The bridge.
+        bridge: BridgeNote,
+    },
+    /// A command is done. What it listed precedes this.
     Answered {
         /// The command's number.
         request: u64,
@@ -156,6 +167,29 @@ pub struct SessionNote {
     pub hybrid: bool,
     /// When it happened (for a listed session: when it opened), in nanoseconds of CLOCK_MONOTONIC.
     pub at_ns: u64,
+}
+
+/// A bridge, as an event describes it: a stream of its source joined to a stream of its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BridgeNote {
+    /// Who dialled.
+    pub source: PeerKey,
+    /// Who was dialled.
+    pub destination: PeerKey,
+    /// Bytes from the source so far.
+    pub forth: u64,
+    /// Bytes from the destination so far.
+    pub back: u64,
+    /// Bytes that wait for the destination.
+    pub forth_queued: u32,
+    /// Bytes that wait for the source.
+    pub back_queued: u32,
+    /// The destination's window holds up the source's bytes.
+    pub forth_limited: bool,
+    /// The source's window holds up the destination's bytes.
+    pub back_limited: bool,
+    /// When it started, in nanoseconds of CLOCK_MONOTONIC.
+    pub since_ns: u64,
 }
 
 /// How a command went.
@@ -199,11 +233,13 @@ impl Command {
             Order::Drain { .. } => 3,
             Order::Change(Setting::Hybrid(_)) => 4,
             Order::Change(Setting::CompanyUsMax(_)) => 5,
+            Order::ListBridges => 6,
+            Order::Change(Setting::BudgetLen(_)) => 7,
         };
         fields.put([kind]);
         fields.put(self.request.to_le_bytes());
         match self.order {
-            Order::ListSessions => {}
+            Order::ListSessions | Order::ListBridges => {}
             Order::CloseSession(peer) => fields.put(peer.0),
             Order::Drain { deadline_ns } => fields.put(deadline_ns.to_le_bytes()),
             Order::Change(Setting::Hybrid(policy)) => fields.put([match policy {
@@ -212,6 +248,7 @@ impl Command {
                 HybridPolicy::Require => 2,
             }]),
             Order::Change(Setting::CompanyUsMax(value)) => fields.put(value.to_le_bytes()),
+            Order::Change(Setting::BudgetLen(value)) => fields.put(value.to_le_bytes()),
         }
         to_words(&bytes)
     }
@@ -236,6 +273,8 @@ impl Command {
                 other => return Err(bad("hybrid policy", other)),
             })),
             5 => Order::Change(Setting::CompanyUsMax(u32::from_le_bytes(fields.take()?))),
+            6 => Order::ListBridges,
+            7 => Order::Change(Setting::BudgetLen(fields.number()?)),
             other => return Err(bad("command kind", other)),
         };
         fields.finish()?;
@@ -279,6 +318,11 @@ impl Event {
                 fields.put([5]);
                 fields.put(dropped.to_le_bytes());
             }
+            Self::Bridged { request, bridge } => {
+                fields.put([6]);
+                fields.put(request.to_le_bytes());
+                bridge.encode(&mut fields);
+            }
         }
         to_words(&bytes)
     }
@@ -304,6 +348,7 @@ impl Event {
                 },
             },
             5 => Self::Resync { dropped: fields.number()? },
+            6 => Self::Bridged { request: fields.number()?, bridge: BridgeNote::decode(&mut fields)? },
             other => return Err(bad("event kind", other)),
         };
         fields.finish()?;
@@ -344,12 +389,35 @@ impl SessionNote {
             IpAddr::V4(ip) => SocketAddr::from((ip, port)),
             IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, scope).into(),
         };
-        let hybrid = match fields.byte()? {
-            0 => false,
-            1 => true,
-            other => return Err(bad("hybrid mark", other)),
-        };
+        let hybrid = fields.mark("hybrid mark")?;
         Ok(Self { session, peer, address, hybrid, at_ns: fields.number()? })
+    }
+}
+
+impl BridgeNote {
+    fn encode(&self, fields: &mut Writer<'_>) {
+        fields.put(self.source.0);
+        fields.put(self.destination.0);
+        fields.put(self.forth.to_le_bytes());
+        fields.put(self.back.to_le_bytes());
+        fields.put(self.forth_queued.to_le_bytes());
+        fields.put(self.back_queued.to_le_bytes());
+        fields.put([u8::from(self.forth_limited), u8::from(self.back_limited)]);
+        fields.put(self.since_ns.to_le_bytes());
+    }
+
+    fn decode(fields: &mut Reader<'_>) -> Result<Self, Fault> {
+        Ok(Self {
+            source: PeerKey::new(fields.take()?)?,
+            destination: PeerKey::new(fields.take()?)?,
+            forth: fields.number()?,
+            back: fields.number()?,
+            forth_queued: u32::from_le_bytes(fields.take()?),
+            back_queued: u32::from_le_bytes(fields.take()?),
+            forth_limited: fields.mark("limit mark")?,
+            back_limited: fields.mark("limit mark")?,
+            since_ns: fields.number()?,
+        })
     }
 }
 
@@ -400,7 +468,7 @@ impl Writer<'_> {
     fn put<const LEN: usize>(&mut self, field: [u8; LEN]) {
         let rest = std::mem::take(&mut self.rest);
         let (place, rest) =
-            rest.split_first_chunk_mut().expect("the longest record has 8+8+33+21+2+1+8+1 bytes");
+            rest.split_first_chunk_mut().expect("the longest record has 1+8+33+33+8+8+4+4+2+8 bytes");
         *place = field;
         self.rest = rest;
     }
@@ -424,6 +492,14 @@ impl Reader<'_> {
 
     fn number(&mut self) -> Result<u64, RecordError> {
         self.take().map(u64::from_le_bytes)
+    }
+
+    fn mark(&mut self, field: &'static str) -> Result<bool, Fault> {
+        match self.byte()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            other => Err(bad(field, other)),
+        }
     }
 
     fn finish(self) -> Result<(), RecordError> {

@@ -137,6 +137,19 @@ where
         Ok(())
     }
 
+    /// Slots that are free now.
+    ///
+    /// # Errors
+    /// The consumer misbehaved; every later push answers the same.
+    pub fn room(&mut self) -> Result<usize, Fault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
+        self.refresh()?;
+        // At most the capacity, as `refresh` checked.
+        Ok(SLOTS - (self.next - self.consumed) as usize)
+    }
+
     /// After a push, or once after several: whether the consumer's bell must be rung. True once per announcement.
     #[must_use = "the consumer sleeps on if its bell is not rung"]
     pub fn must_ring(&mut self) -> bool {

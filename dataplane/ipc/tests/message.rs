@@ -7,7 +7,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use proptest::prelude::*;
 use ringwire_ipc::Fault;
 use ringwire_ipc::message::{
-    Answer, Command, Event, HybridPolicy, Order, PeerKey, Reason, RecordError, SessionNote, Setting,
+    Answer, BridgeNote, Command, Event, HybridPolicy, Order, PeerKey, Reason, RecordError, SessionNote,
+    Setting,
 };
 
 fn key() -> impl Strategy<Value = PeerKey> {
@@ -35,6 +36,8 @@ fn command() -> impl Strategy<Value = Command> {
     let policy = prop_oneof![Just(HybridPolicy::Off), Just(HybridPolicy::Offer), Just(HybridPolicy::Require)];
     let order = prop_oneof![
         Just(Order::ListSessions),
+        Just(Order::ListBridges),
+        any::<u64>().prop_map(|value| Order::Change(Setting::BudgetLen(value))),
         key().prop_map(Order::CloseSession),
         any::<u64>().prop_map(|deadline_ns| Order::Drain { deadline_ns }),
         policy.prop_map(|policy| Order::Change(Setting::Hybrid(policy))),
@@ -46,6 +49,22 @@ fn command() -> impl Strategy<Value = Command> {
 fn note() -> impl Strategy<Value = SessionNote> {
     (any::<u64>(), key(), address(), any::<bool>(), any::<u64>()).prop_map(
         |(session, peer, address, hybrid, at_ns)| SessionNote { session, peer, address, hybrid, at_ns },
+    )
+}
+
+fn bridge() -> impl Strategy<Value = BridgeNote> {
+    (key(), key(), any::<[u64; 3]>(), any::<[u32; 2]>(), any::<[bool; 2]>()).prop_map(
+        |(source, destination, [forth, back, since_ns], queued, limited)| BridgeNote {
+            source,
+            destination,
+            forth,
+            back,
+            forth_queued: queued[0],
+            back_queued: queued[1],
+            forth_limited: limited[0],
+            back_limited: limited[1],
+            since_ns,
+        },
     )
 }
 
@@ -67,6 +86,7 @@ fn event() -> impl Strategy<Value = Event> {
         (any::<u64>(), note()).prop_map(|(request, session)| Event::Listed { request, session }),
         (any::<u64>(), answer).prop_map(|(request, answer)| Event::Answered { request, answer }),
         any::<u64>().prop_map(|dropped| Event::Resync { dropped }),
+        (any::<u64>(), bridge()).prop_map(|(request, bridge)| Event::Bridged { request, bridge }),
     ]
 }
 
@@ -128,7 +148,7 @@ fn what_nobody_encodes_is_named() {
     let fault = |field, value| Fault::Record(RecordError::Value { field, value });
     assert_eq!(Command::decode(&[0; 8]), Err(fault("command kind", 0)));
     assert_eq!(Event::decode(&[0; 16]), Err(fault("event kind", 0)));
-    assert_eq!(Event::decode(&[6; 16]), Err(fault("event kind", 6)));
+    assert_eq!(Event::decode(&[9; 16]), Err(fault("event kind", 9)));
     assert_eq!(PeerKey::new([4; 33]), Err(RecordError::Value { field: "key form", value: 4 }));
     let mut record = Command { request: 7, order: Order::ListSessions }.encode();
     record[7] = 1 << 63;
@@ -137,8 +157,8 @@ fn what_nobody_encodes_is_named() {
 
 /// Both processes are of one build, but the layout version must be raised when a record changes: this notices.
 #[test]
-fn records_of_version_1() {
-    assert_eq!(ringwire_ipc::LAYOUT_VERSION, 1);
+fn records_of_version_2() {
+    assert_eq!(ringwire_ipc::LAYOUT_VERSION, 2);
     let bytes = |record: &[u64]| record.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
     let peer = PeerKey::new([2; 33]).unwrap();
     let command = bytes(&Command { request: 0x0102, order: Order::CloseSession(peer) }.encode());

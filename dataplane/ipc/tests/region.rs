@@ -137,7 +137,7 @@ fn counters_are_read_by_others_and_written_by_the_maker_alone() {
     let writable = Region::<CounterPage>::open(duplicate(&made), EPOCH);
     assert!(matches!(writable, Err(RegionError::Kernel { step: "map", .. })), "{writable:?}");
     assert!(raw(&made).write_at(&[1], 128).is_err());
-    let mut writer = CounterWriter::new(made);
+    let writer = CounterWriter::new(made);
     let first = CellIndex::new(0).unwrap();
     let last = CellIndex::new(CELLS - 1).unwrap();
     assert_eq!(CellIndex::new(CELLS), None);
