@@ -3,7 +3,7 @@
 
 use ringwire_proto::smux::{
     Config, Control, DeadReason, Header, INITIAL_WINDOW, Incoming, OpenError, Payload, Session, Stream,
-    Update, Version, Violation,
+    StreamFault, Update, Version, Violation,
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -38,7 +38,7 @@ fn ids_count_from_three_and_from_two() {
     for (config, ids) in [(Config::client(V2), [3, 5, 7]), (Config::server(V2), [2, 4, 6])] {
         let mut session = Session::new(config, 0);
         for id in ids {
-            assert_eq!(session.open(0_u32), Ok((id, Header::syn(V2, id))));
+            assert_eq!(session.open_with_header(0_u32), Ok((id, Header::syn(V2, id))));
         }
     }
 }
@@ -47,7 +47,7 @@ fn ids_count_from_three_and_from_two() {
 fn own_ids_skip_what_the_peer_took() {
     let mut session = server();
     feed(&mut session, Header::syn(V2, 2));
-    assert_eq!(session.open(0).map(|(id, _)| id), Ok(4));
+    assert_eq!(session.open(0), Ok(4));
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn counts_wrap_at_32_bits() {
     let mut sent = 0_u64;
     while sent < 1 << 33 {
         sent += u64::from(session.reserve(3, 32_768));
-        assert!(!update(&mut session, 3, sent as u32, u32::MAX >> 1).broken);
+        assert_eq!(update(&mut session, 3, sent as u32, u32::MAX >> 1).fault, None);
     }
     let credit = session.stream(3).map(|stream| stream.send_credit(V2));
     assert_eq!(credit, Some(u32::MAX >> 1));
@@ -95,10 +95,100 @@ fn counts_wrap_at_32_bits() {
 fn a_peer_that_read_more_than_was_sent_breaks_its_stream_only() {
     let mut session = accepted();
     assert_eq!(session.reserve(3, 10), 10);
-    assert!(update(&mut session, 3, 11, 65_536).broken);
+    let fault = StreamFault::ConsumedUnsent { stream: 3, beyond: 1 };
+    assert_eq!(update(&mut session, 3, 11, 65_536).fault, Some(fault));
+    assert_eq!(update(&mut session, 3, 12, 65_536).fault, None, "told once");
     assert_eq!(session.reserve(3, 10), 0);
     assert!(session.stream(3).is_some_and(Stream::is_broken));
     assert!(feed(&mut session, Header::syn(V2, 5)).opened, "the session goes on");
+}
+
+#[test]
+fn more_than_the_window_breaks_its_stream_only() {
+    let mut session = accepted();
+    for _ in 0..4 {
+        assert_eq!(feed(&mut session, Header::push(V2, 3, 65_535)).payload, Payload::Deliver(65_535));
+    }
+    // 262,140 of 262,144.
+    let fault = StreamFault::WindowExceeded { stream: 3, length: 5, credit: 4 };
+    let incoming = feed(&mut session, Header::push(V2, 3, 5));
+    assert_eq!((incoming.fault, incoming.payload), (Some(fault), Payload::Discard(5)));
+    let incoming = feed(&mut session, Header::push(V2, 3, 1));
+    assert_eq!((incoming.fault, incoming.payload), (None, Payload::Discard(1)), "told once");
+    assert!(feed(&mut session, Header::syn(V2, 5)).opened, "the session goes on");
+}
+
+#[test]
+fn a_window_that_was_announced_is_never_taken_back() {
+    // 65,536 is announced with the first read, less than the 262,144 every stream starts with.
+    let mut session = accepted();
+    feed(&mut session, Header::push(V2, 3, 60_000));
+    session.consumed(3, 1);
+    assert_eq!(drain(&mut session).len(), 1);
+    for length in [65_535, 65_535, 65_535, 5539] {
+        assert_eq!(feed(&mut session, Header::push(V2, 3, length)).payload, Payload::Deliver(length));
+    }
+    session.consumed(3, 262_143);
+    assert_eq!(
+        feed(&mut session, Header::push(V2, 3, 1)).fault.map(|_| ()),
+        Some(()),
+        "the update is not sent yet"
+    );
+
+    let mut session = accepted();
+    feed(&mut session, Header::push(V2, 3, 60_000));
+    session.consumed(3, 60_000);
+    drain(&mut session);
+    let credit = session.stream(3).map(|stream| stream.receive_credit(V2));
+    assert_eq!(credit, Some(202_144));
+}
+
+#[test]
+fn an_opened_stream_sends_nothing_before_its_syn() {
+    let mut session = server();
+    assert_eq!(session.open(1), Ok(2));
+    assert_eq!(session.reserve(2, 5), 0);
+    assert_eq!(drain(&mut session), [Control::Header(Header::syn(V2, 2))]);
+    assert_eq!(session.reserve(2, 5), 5);
+    // Ended before its SYN was sent: the peer never hears of it.
+    for by_reset in [false, true] {
+        let id = session.open(2).expect("room");
+        if by_reset {
+            session.reset(id);
+        } else {
+            assert_eq!(session.finish(id), None);
+        }
+        assert!(session.stream(id).is_none());
+        assert_eq!(drain(&mut session), []);
+    }
+}
+
+#[test]
+fn a_reset_is_a_fin_and_the_end() {
+    let mut session = accepted();
+    feed(&mut session, Header::push(V2, 3, 10));
+    assert_eq!(session.inbound_count(), 1);
+    assert_eq!(session.reset(3), Some(7));
+    assert_eq!((session.stream_count(), session.inbound_count()), (0, 0));
+    assert_eq!(drain(&mut session), [Control::Header(Header::fin(V2, 3))]);
+    assert_eq!(feed(&mut session, Header::push(V2, 3, 5)).payload, Payload::Discard(5));
+    // With our FIN out already there is nothing to say.
+    let mut session = accepted();
+    session.finish(3);
+    session.reset(3);
+    assert_eq!(drain(&mut session), []);
+}
+
+#[test]
+fn a_peer_that_does_not_read_its_fins_is_closed() {
+    let mut session: Session<u32> = Session::new(Config { pending_finishes_max: 2, ..Config::server(V2) }, 0);
+    for id in [3, 5] {
+        feed(&mut session, Header::syn(V2, id));
+        session.accept(id, 0);
+        session.reset(id);
+    }
+    let more = session.handle_header(0, &Header::syn(V2, 7));
+    assert_eq!(more, Err(Violation::FinishesUnread { pending: 2 }));
 }
 
 #[test]
@@ -130,13 +220,15 @@ fn version_1_sends_no_updates_and_has_no_credit() {
 
 #[test]
 fn reading_stops_at_a_full_buffer_and_at_a_full_backlog() {
-    let mut session = accepted();
+    let mut session: Session<u32> = Session::new(Config::server(Version::V1), 0);
+    feed(&mut session, Header::syn(Version::V1, 3));
+    session.accept(3, 0);
     for _ in 0..16 {
         assert!(session.may_receive());
-        feed(&mut session, Header::push(V2, 3, 65_535));
+        feed(&mut session, Header::push(Version::V1, 3, 65_535));
     }
     assert!(session.may_receive(), "1048560 bytes");
-    feed(&mut session, Header::push(V2, 3, 16));
+    feed(&mut session, Header::push(Version::V1, 3, 16));
     assert!(!session.may_receive());
     session.consumed(3, 1);
     assert!(session.may_receive());
@@ -243,6 +335,14 @@ fn nop_every_interval_and_death_by_silence() {
     let dead = DeadReason { silent_ns: 30 * SECOND };
     assert_eq!(session.handle_timeout(55 * SECOND), Some(dead));
     assert_eq!((session.handle_timeout(99 * SECOND), session.next_timeout()), (None, None));
+}
+
+#[test]
+fn a_frame_in_pieces_is_no_silence() {
+    let mut session = server();
+    session.handle_bytes_received(20 * SECOND);
+    assert_eq!(session.handle_timeout(49 * SECOND), None);
+    assert_eq!(session.handle_timeout(50 * SECOND), Some(DeadReason { silent_ns: 30 * SECOND }));
 }
 
 #[test]

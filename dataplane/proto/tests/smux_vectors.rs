@@ -53,7 +53,7 @@ impl Side {
     }
 
     fn open(&mut self, tag: u32) {
-        let (_, header) = self.session.open(tag).expect("room");
+        let (_, header) = self.session.open_with_header(tag).expect("room");
         self.send(header, &[]);
     }
 
@@ -120,7 +120,7 @@ impl Side {
             match piece {
                 Piece::Payload { .. } => {}
                 Piece::Update { stream, update } => {
-                    assert!(!self.session.handle_update(0, stream, update).broken);
+                    assert_eq!(self.session.handle_update(0, stream, update).fault, None);
                 }
                 Piece::Header(header) => {
                     let incoming = self.session.handle_header(0, &header).expect("legal");

@@ -6,7 +6,7 @@ use super::Version;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Which end of the connection this is: it decides the ids we open (dmsg-wire 6).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Role {
     /// Connected to the other side; opens 3, 5, 7 and on.
     Client,
@@ -15,7 +15,7 @@ pub enum Role {
 }
 
 /// Bounds and timers of one session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Config {
     /// The version byte of every frame, both ways.
     pub version: Version,
@@ -33,8 +33,10 @@ pub struct Config {
     pub streams_max: u32,
     /// Time between our NOP frames; none: no NOP, and silence is not watched.
     pub keepalive_ns: Option<u64>,
-    /// Time without any frame that ends the session.
+    /// Time without any byte that ends the session.
     pub silence_timeout_ns: u64,
+    /// FINs of streams that [`reset`](super::Session::reset) ended that may wait to be sent. When full: the session ends.
+    pub pending_finishes_max: u32,
 }
 
 impl Config {
@@ -52,6 +54,7 @@ impl Config {
             streams_max: 4096,
             keepalive_ns: Some(10 * SECOND_NS),
             silence_timeout_ns: 30 * SECOND_NS,
+            pending_finishes_max: 1024,
         }
     }
 

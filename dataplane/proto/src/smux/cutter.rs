@@ -8,7 +8,7 @@ use core::ops::Range;
 use super::{Command, HEADER_LEN, Header, HeaderError, UPDATE_LEN, Update, Version};
 
 /// Where a received byte stream stands between two buffers. Plain data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Cutter {
     version: Version,
     /// The first bytes of a header or an update whose rest has not arrived.

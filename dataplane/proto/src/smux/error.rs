@@ -34,11 +34,41 @@ pub enum Violation {
         /// Streams that exist.
         open: u32,
     },
+    /// The peer makes us end its streams and does not take the FINs: the bound of
+    /// [`Config::pending_finishes_max`](super::Config::pending_finishes_max) was reached.
+    #[error("{pending} FINs wait for a peer that does not read them")]
+    FinishesUnread {
+        /// FINs that waited.
+        pending: u32,
+    },
     /// A SYN although [`Session::may_receive`](super::Session::may_receive) was false: the caller read on.
     #[error("{waiting} streams wait to be accepted")]
     BacklogFull {
         /// Streams that wait.
         waiting: u32,
+    },
+}
+
+/// Why one stream cannot go on; the session does. [`Session::reset`](super::Session::reset) it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamFault {
+    /// An update tells of more bytes than were sent (dmsg-wire 6).
+    #[error("the peer read {beyond} bytes on stream {stream} that were never sent")]
+    ConsumedUnsent {
+        /// The stream.
+        stream: u32,
+        /// How many bytes too many.
+        beyond: u32,
+    },
+    /// A data frame longer than what the peer may have in flight (dmsg-wire 6; version 2).
+    #[error("{length} bytes on stream {stream} with a credit of {credit}")]
+    WindowExceeded {
+        /// The stream.
+        stream: u32,
+        /// Payload bytes of the frame.
+        length: u16,
+        /// Credit left in bytes.
+        credit: u32,
     },
 }
 
@@ -58,8 +88,8 @@ pub enum OpenError {
 
 /// Why a session is taken for dead: close the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no frame for {silent_ns} ns")]
+#[error("{silent_ns} ns of silence")]
 pub struct DeadReason {
-    /// Time since the last frame.
+    /// Time since the last byte.
     pub silent_ns: u64,
 }

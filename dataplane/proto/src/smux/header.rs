@@ -6,7 +6,7 @@
 use super::{HEADER_LEN, HeaderError, UPDATE_LEN};
 
 /// Protocol version, the first byte of every frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[repr(u8)]
 pub enum Version {
     /// Without flow control per stream. dmsg never selects it.

@@ -1,18 +1,20 @@
 //! smux, the multiplexer of clients configured so (dmsg-wire 4.5, 6): versions 1 and 2, frames and state machine.
 //!
 //! Built as [`yamux`](crate::yamux): a [`Cutter`] cuts the received bytes, a [`Session`] decides on headers and credit,
-//! and payload never passes through it. The differences of the wire are its own: no acknowledgement, no reset, no
+//! and payload never passes through it; a [`Connection`] adds buffers for clients and tests. The differences of the wire are its own: no acknowledgement, no reset, no
 //! ping answer, and in version 1 no flow control but to stop reading.
 
 mod config;
+mod connection;
 mod cutter;
 mod error;
 mod header;
 mod session;
 
 pub use config::{Config, Role};
+pub use connection::{CloseReason, Connection, ConnectionEvent};
 pub use cutter::{Cutter, Piece};
-pub use error::{DeadReason, HeaderError, OpenError, Violation};
+pub use error::{DeadReason, HeaderError, OpenError, StreamFault, Violation};
 pub use header::{Command, Header, Update, Version};
 pub use session::{Control, Incoming, Payload, Session, Stream};
 

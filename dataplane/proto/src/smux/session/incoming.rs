@@ -1,7 +1,7 @@
 //! What a received frame means (dmsg-wire 6).
 
 use super::{Session, Stream};
-use crate::smux::{Command, Header, Update, Violation};
+use crate::smux::{Command, Header, StreamFault, Update, Violation};
 
 /// What the caller does about one frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +14,8 @@ pub struct Incoming<T> {
     pub opened: bool,
     /// Bytes by which our credit on the stream grew.
     pub credit: u32,
-    /// The peer's counts make no sense: the stream cannot be written to any more.
-    pub broken: bool,
+    /// The peer broke a rule of this stream: [`Session::reset`] it. Comes once for a stream.
+    pub fault: Option<StreamFault>,
     /// What to do with the payload behind the header.
     pub payload: Payload,
     /// The peer's direction ended.
@@ -42,7 +42,7 @@ impl<T> Incoming<T> {
             tag: None,
             opened: false,
             credit: 0,
-            broken: false,
+            fault: None,
             payload: Payload::None,
             finished: false,
             closed: false,
@@ -57,7 +57,7 @@ impl<T: Copy> Session<T> {
     /// # Errors
     /// A breach that ends the session: close the connection.
     pub fn handle_header(&mut self, now: u64, header: &Header) -> Result<Incoming<T>, Violation> {
-        self.last_frame_at = now;
+        self.last_byte_at = now;
         let id = header.stream;
         match header.command {
             Command::Syn => self.handle_syn(id),
@@ -68,12 +68,23 @@ impl<T: Copy> Session<T> {
         }
     }
 
+    /// Notes that bytes arrived, whole frame or not: a large frame on a slow connection is no silence.
+    pub const fn handle_bytes_received(&mut self, now: u64) {
+        self.last_byte_at = now;
+    }
+
     /// Takes an update frame (version 2). One for an unknown stream is ignored.
     pub fn handle_update(&mut self, now: u64, id: u32, update: Update) -> Incoming<T> {
-        self.last_frame_at = now;
-        let Some(stream) = self.streams.get_mut(&id) else { return Incoming::ignored(id) };
-        let credit = stream.apply_update(update);
-        Incoming { tag: stream.tag, credit, broken: stream.broken, ..Incoming::ignored(id) }
+        self.last_byte_at = now;
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.broken) else {
+            return Incoming::ignored(id);
+        };
+        let mut incoming = Incoming { tag: stream.tag, ..Incoming::ignored(id) };
+        match stream.apply_update(id, update) {
+            Ok(credit) => incoming.credit = credit,
+            Err(fault) => incoming.fault = Some(fault),
+        }
+        incoming
     }
 
     /// A SYN for a known id is ignored.
@@ -85,8 +96,14 @@ impl<T: Copy> Session<T> {
             return Err(Violation::BacklogFull { waiting: self.waiting });
         }
         self.check_room().map_err(|open| Violation::TooManyStreams { open })?;
-        self.streams.insert(id, Stream::new(None));
+        // Before every new stream, because each one may end in a FIN that the peer does not read.
+        match u32::try_from(self.finishes.len()) {
+            Ok(pending) if pending < self.config.pending_finishes_max => {}
+            pending => return Err(Violation::FinishesUnread { pending: pending.unwrap_or(u32::MAX) }),
+        }
+        self.streams.insert(id, Stream::new(false, None));
         self.waiting += 1;
+        self.inbound_open += 1;
         Ok(Incoming { opened: true, ..Incoming::ignored(id) })
     }
 
@@ -110,12 +127,20 @@ impl<T: Copy> Session<T> {
         if length == 0 {
             return incoming;
         }
-        match self.streams.get_mut(&id).filter(|stream| !stream.received_fin) {
+        let version = self.config.version;
+        match self.streams.get_mut(&id).filter(|stream| !stream.received_fin && !stream.broken) {
             Some(stream) => {
-                stream.unconsumed = stream.unconsumed.saturating_add(u32::from(length));
-                self.buffered += u64::from(length);
                 incoming.tag = stream.tag;
-                incoming.payload = Payload::Deliver(length);
+                match stream.receive(id, version, length) {
+                    Ok(()) => {
+                        self.buffered += u64::from(length);
+                        incoming.payload = Payload::Deliver(length);
+                    }
+                    Err(fault) => {
+                        incoming.fault = Some(fault);
+                        incoming.payload = Payload::Discard(length);
+                    }
+                }
             }
             None => incoming.payload = Payload::Discard(length),
         }
