@@ -10,6 +10,8 @@
 
 pub mod bench;
 pub mod cli;
+pub mod discovery;
 pub mod dmsg;
+pub mod http;
 pub mod state;
 pub mod supervise;

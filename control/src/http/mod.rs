@@ -1,0 +1,5 @@
+//! HTTP as the services of a box speak it (services 1).
+
+mod health;
+
+pub use health::{BuildInfo, Health};
