@@ -26,7 +26,7 @@ use ringwire_ipc::message::{Answer, Command, Event, Order, SessionNote};
 use closed::ClosedLog;
 pub use closed::ClosedSession;
 use pending::Pending;
-pub use pending::{AskError, Outcome, Ticket};
+pub use pending::{AskError, BridgeList, Outcome, Ticket};
 
 /// Sessions remembered per worker. A data plane that claims more is not believed; what is beyond is counted.
 pub const SESSIONS_MAX: usize = 1 << 20;
@@ -132,6 +132,11 @@ impl Mirror {
                 }
                 view.remember(session);
             }
+            Event::Bridged { request, bridge } => {
+                if let Some(pending) = self.pending.get_mut(&Ticket(request)) {
+                    pending.listed(worker, bridge);
+                }
+            }
             Event::Answered { request, answer } => self.answered(worker, request, answer, now),
             Event::Resync { dropped } => {
                 view.events_dropped = dropped;
@@ -182,7 +187,8 @@ impl Mirror {
         self.last_request += 1;
         let ticket = Ticket(self.last_request);
         let timeout = u64::try_from(ANSWER_TIMEOUT.as_nanos()).unwrap_or(u64::MAX);
-        self.pending.insert(ticket, Pending::new(self.workers.len(), now.saturating_add(timeout)));
+        let deadline = now.saturating_add(timeout);
+        self.pending.insert(ticket, Pending::new(self.workers.len(), deadline, order == Order::ListBridges));
         for view in &mut self.workers {
             view.commands.push_back(Command { request: ticket.0, order });
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use proptest::prelude::*;
-use ringwire_ipc::message::{HybridPolicy, PeerKey, Reason, Setting};
+use ringwire_ipc::message::{BridgeNote, HybridPolicy, PeerKey, Reason, Setting};
 
 use super::*;
 
@@ -213,6 +213,33 @@ fn a_question_is_done_when_every_worker_has_answered() {
     exchange(&mut mirror, &mut models, 10, 0);
     exchange(&mut mirror, &mut models, 10, 0);
     assert_eq!(mirror.poll_outcome(), Some((ticket, Outcome::NotFound)));
+}
+
+#[test]
+fn bridges_are_collected_and_the_missing_counted() {
+    let bridge = BridgeNote {
+        source: key(1),
+        destination: key(2),
+        forth: 3,
+        back: 4,
+        forth_queued: 5,
+        back_queued: 6,
+        forth_limited: false,
+        back_limited: true,
+        since_ns: 7,
+    };
+    let mut mirror = Mirror::default();
+    mirror.attached(2, true, 0);
+    let ticket = mirror.ask(Order::ListBridges, 0).unwrap();
+    let listed = Event::Bridged { request: ticket.0, bridge };
+    let answered = |count| Event::Answered { request: ticket.0, answer: Answer::Done(count) };
+    mirror.handle_event(0, &listed, 0);
+    mirror.handle_event(0, &answered(1), 0);
+    mirror.handle_event(0, &listed, 0);
+    mirror.handle_event(1, &listed, 0);
+    mirror.handle_event(1, &answered(3), 0);
+    let list = BridgeList { bridges: vec![(0, bridge), (1, bridge)], missing: 2 };
+    assert_eq!(mirror.poll_outcome(), Some((ticket, Outcome::Bridges(list))));
 }
 
 #[test]
