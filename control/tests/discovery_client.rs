@@ -1,4 +1,5 @@
 //! The discovery client against answers that are written down byte for byte, right and wrong ones.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
 
 use std::time::Duration;
 

@@ -27,8 +27,9 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const LIST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How much of an unexpected answer goes into the error text, in characters.
 const EXCERPT_CHARS_MAX: usize = 120;
-/// How long an idle connection is kept for the next request. Longer than the registration interval.
-const IDLE_LIMIT: Duration = Duration::from_secs(75);
+/// How long an idle connection is kept for the next request: long enough for the second of a pair, and shorter than any
+/// discovery keeps it, so that no request meets a connection that is just being closed.
+const IDLE_LIMIT: Duration = Duration::from_secs(2);
 /// The wait after a 429 that names none.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 /// A 429 that asks for more than this is not taken at its word.
@@ -108,9 +109,9 @@ impl DiscoveryClient {
                 self.unexpected(answer)
             });
         }
-        let entry = Entry::from_json(&answer.body).map_err(|error| self.malformed(error))?;
+        let entry = Entry::from_json(&answer.body).map_err(|error| self.malformed(&error))?;
         if entry.static_key != Some(*key) {
-            return Err(self.malformed("the entry of another key"));
+            return Err(self.malformed(&"the entry of another key"));
         }
         Ok(entry)
     }
@@ -139,7 +140,7 @@ impl DiscoveryClient {
         if answer.status != StatusCode::OK {
             return Err(self.unexpected(answer));
         }
-        let mut entries = Entry::list_from_json(&answer.body).map_err(|error| self.malformed(error))?;
+        let mut entries = Entry::list_from_json(&answer.body).map_err(|error| self.malformed(&error))?;
         entries.retain(|entry| entry.static_key.is_some() && entry.server.is_some());
         Ok(entries)
     }
@@ -192,7 +193,7 @@ impl DiscoveryClient {
         if answer.status != StatusCode::OK {
             return Err(self.unexpected(answer));
         }
-        serde_json::from_slice(&answer.body).map_err(|error| self.malformed(error))
+        serde_json::from_slice(&answer.body).map_err(|error| self.malformed(&error))
     }
 
     async fn request(
@@ -243,7 +244,7 @@ impl DiscoveryClient {
         DiscoveryError::Status { url, status: answer.status.as_u16(), message, location }
     }
 
-    fn malformed(&self, reason: impl ToString) -> DiscoveryError {
+    fn malformed(&self, reason: &impl ToString) -> DiscoveryError {
         DiscoveryError::Malformed { url: self.url.clone(), reason: reason.to_string() }
     }
 

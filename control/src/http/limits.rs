@@ -1,0 +1,38 @@
+//! The bounds of an HTTP listener. Each has its rule for what happens beyond it.
+
+use std::time::Duration;
+
+/// Bounds of one [`super::HttpServer`]. The defaults are for services that strangers can reach.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Connections at a time; one more is accepted and closed at once.
+    pub connections_max: usize,
+    /// How long the head of a request may take, counted from the end of the request before: a connection without
+    /// requests is closed after it too.
+    pub head: Duration,
+    /// Longest head of a request in bytes; 431 beyond it.
+    pub head_bytes_max: usize,
+    /// Longest body of a request in bytes; 413 beyond it (services 1.8).
+    pub body_bytes_max: usize,
+    /// How long body and answer of a request may take together; 408 beyond it.
+    pub request: Duration,
+    /// How long a connection may live before it is asked to end after its current request, and is cut off
+    /// [`request`](Self::request) later: bounds a reader that does not read.
+    pub connection: Duration,
+    /// How long requests in progress are waited for at an orderly stop.
+    pub stop: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections_max: 1024,
+            head: Duration::from_secs(10),
+            head_bytes_max: 16 * 1024,
+            body_bytes_max: 1024 * 1024,
+            request: Duration::from_secs(10),
+            connection: Duration::from_secs(120),
+            stop: Duration::from_secs(3),
+        }
+    }
+}
