@@ -2,12 +2,20 @@
 //!
 //! ```text
 //!   registration ─┐
-//!   dmsg client  ─┼─► client ──HTTP──► a discovery
-//!   doctor       ─┘
+//!   dmsg client  ─┼─► client ──HTTP──► service ──► store ──► journal (STATE/discovery.json)
+//!   doctor       ─┘                    (ours, or another discovery)
 //! ```
 
+mod class;
 mod client;
+mod counters;
 mod error;
+mod registered;
+mod service;
+mod store;
 
 pub use client::DiscoveryClient;
+pub use counters::DiscoveryCounters;
 pub use error::{DiscoveryError, Refusal};
+pub use service::{DiscoveryService, DiscoverySettings, UnixClock, deployment_of, unix_now_ns};
+pub use store::{Changes, ENTRY_BYTES_MAX, MemoryStore, Put, PutError, Record, Store, StoreLimits};
