@@ -2,7 +2,7 @@
 //!
 //! A state machine without I/O, fed from the event rings and drained into the command rings by `channel`.
 //!
-//! * inputs: [`attached`](Mirror::attached), [`handle_event`](Mirror::handle_event), [`handle_time`](Mirror::handle_time)
+//! * inputs: [`attached`](Mirror::attached), [`detached`](Mirror::detached), [`handle_event`](Mirror::handle_event), [`handle_time`](Mirror::handle_time)
 //! * requests: [`ask`](Mirror::ask)
 //! * outputs, to be drained after each of these: [`next_command`](Mirror::next_command) with
 //!   [`command_sent`](Mirror::command_sent), [`poll_outcome`](Mirror::poll_outcome)
@@ -51,6 +51,7 @@ pub struct Mirror {
     pending: BTreeMap<Ticket, Pending>,
     outcomes: VecDeque<(Ticket, Outcome)>,
     last_request: u64,
+    is_attached: bool,
 }
 
 /// What is known of one worker.
@@ -99,9 +100,8 @@ impl Mirror {
     /// before stay until their worker has listed what it has. `same` tells whether it is the data plane of before: another
     /// one's sessions are not this one's.
     pub fn attached(&mut self, workers: usize, same: bool, now: Nanos) {
-        for ticket in std::mem::take(&mut self.pending).into_keys() {
-            self.outcomes.push_back((ticket, Outcome::Lost));
-        }
+        self.detached();
+        self.is_attached = true;
         if !same || workers != self.workers.len() {
             for (worker, view) in std::mem::take(&mut self.workers).into_iter().enumerate() {
                 view.sessions.into_values().for_each(|known| self.closed.vanished(worker, known.note, now));
@@ -112,6 +112,15 @@ impl Mirror {
             view.commands.clear();
             view.events_dropped = 0;
             view.begin_round(&mut self.last_request);
+        }
+    }
+
+    /// The data plane went away: questions get no answer any more, and no new one is put. The sessions stay for the time
+    /// being, see [`attached`](Self::attached).
+    pub fn detached(&mut self) {
+        self.is_attached = false;
+        for ticket in std::mem::take(&mut self.pending).into_keys() {
+            self.outcomes.push_back((ticket, Outcome::Lost));
         }
     }
 
@@ -178,7 +187,7 @@ impl Mirror {
     /// # Errors
     /// [`AskError`]: nothing is attached, or too many questions wait.
     pub fn ask(&mut self, order: Order, now: Nanos) -> Result<Ticket, AskError> {
-        if self.workers.is_empty() {
+        if !self.is_attached {
             return Err(AskError::Detached);
         }
         if self.pending.len() >= QUESTIONS_MAX {
@@ -226,7 +235,7 @@ impl Mirror {
 
     /// Whether the picture is true up to the last event: every worker has listed what it has.
     pub fn is_current(&self) -> bool {
-        !self.workers.is_empty() && self.workers.iter().all(|view| view.listing == Listing::Current)
+        self.is_attached && self.workers.iter().all(|view| view.listing == Listing::Current)
     }
 
     /// Events dropped by the workers because nobody read them, since the attach.

@@ -1,0 +1,234 @@
+//! The attached state: events out of shared memory into the mirror, commands out of the mirror into shared memory, and a
+//! wait for whatever comes next.
+//!
+//! In: the channels of an attach, questions of the handles. Out: why it is over. Used by the task in [`super`].
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use ringwire_dataplane::counters::Counter;
+use ringwire_ipc::Fault;
+use ringwire_ipc::channel::ControlEnd;
+use ringwire_ipc::counters::CellIndex;
+use ringwire_ipc::ring::PushError;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+
+use super::mirror::{AskError, Mirror, Nanos, Outcome, Ticket};
+use super::plane::{Ask, Table};
+
+/// Events of one worker handled before other things get their turn: a whole ring.
+const EVENTS_PER_TURN_MAX: usize = 4096;
+
+/// Why an attach is over.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Lost {
+    /// The bell's other end is closed: the process has ended, or took on another control plane.
+    #[error("it hung up")]
+    HungUp,
+    /// It wrote nonsense into shared memory.
+    #[error("it broke the rules of shared memory: {0}")]
+    Fault(#[from] Fault),
+    /// The kernel's.
+    #[error("its bell cannot be waited for: {0}")]
+    Bell(#[from] io::Error),
+}
+
+/// What else than an end the task has to act on.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// The data plane is gone.
+    Lost(Lost),
+    /// A question that concerns the process and not its workers.
+    Ask(Ask),
+    /// Nobody holds a handle any more.
+    Abandoned,
+}
+
+/// Who waits for the outcome of which question.
+#[derive(Debug, Default)]
+pub(super) struct Askers(HashMap<Ticket, oneshot::Sender<Result<Outcome, AskError>>>);
+
+impl Askers {
+    /// Passes outcomes on. Who went away meanwhile is not missed.
+    pub(super) fn tell(&mut self, mirror: &mut Mirror) {
+        while let Some((ticket, outcome)) = mirror.poll_outcome() {
+            if let Some(asker) = self.0.remove(&ticket) {
+                let _ = asker.send(Ok(outcome));
+            }
+        }
+    }
+}
+
+/// An attach in use.
+#[derive(Debug)]
+pub(super) struct Channels {
+    ends: Vec<ControlEnd>,
+    /// Our end of the pair of sockets every worker rings with.
+    bell: UnixStream,
+}
+
+impl Channels {
+    /// Must be called inside a tokio runtime.
+    pub(super) fn new(ends: Vec<ControlEnd>, bell: OwnedFd) -> io::Result<Self> {
+        let bell = std::os::unix::net::UnixStream::from(bell);
+        bell.set_nonblocking(true)?;
+        Ok(Self { ends, bell: UnixStream::from_std(bell)? })
+    }
+
+    /// Number of workers.
+    pub(super) fn workers(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Totals per worker, in the order of [`Counter::ALL`].
+    pub(super) fn counters(&self) -> Vec<Vec<u64>> {
+        let totals = |end: &ControlEnd| {
+            let cells = (0..Counter::ALL.len()).filter_map(CellIndex::new);
+            cells.map(|cell| end.counters().read(cell)).collect()
+        };
+        self.ends.iter().map(totals).collect()
+    }
+
+    /// Serves until something happens that the task must act on.
+    pub(super) async fn serve(
+        &mut self,
+        mirror: &mut Mirror,
+        askers: &mut Askers,
+        asks: &mut mpsc::Receiver<Ask>,
+    ) -> Event {
+        loop {
+            let busy = match self.exchange(mirror) {
+                Ok(busy) => busy,
+                Err(lost) => return Event::Lost(lost),
+            };
+            askers.tell(mirror);
+            if busy {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            // Each end announces, and looks again: what came in between is not waited for.
+            let mut ready = false;
+            for end in &mut self.ends {
+                ready |= end.announce_sleep();
+            }
+            let woken = if ready { Ok(Woken::Bell) } else { self.sleep(mirror.next_time(), asks).await };
+            self.ends.iter_mut().for_each(ControlEnd::withdraw_sleep);
+            match woken {
+                Ok(Woken::Bell) => {}
+                Ok(Woken::Ask(ask)) => {
+                    if let Some(ask) = answer(ask, mirror, askers, || self.counters()) {
+                        return Event::Ask(ask);
+                    }
+                }
+                Ok(Woken::Abandoned) => return Event::Abandoned,
+                Err(lost) => return Event::Lost(lost),
+            }
+        }
+    }
+
+    /// Events first, so that the answer to a listing finds room; then time, then commands. True if there may be more.
+    fn exchange(&mut self, mirror: &mut Mirror) -> Result<bool, Lost> {
+        let mut busy = false;
+        for (worker, end) in self.ends.iter_mut().enumerate() {
+            let mut handled = 0;
+            while handled < EVENTS_PER_TURN_MAX
+                && let Some(event) = end.event()?
+            {
+                mirror.handle_event(worker, &event, now());
+                handled += 1;
+            }
+            busy |= handled == EVENTS_PER_TURN_MAX;
+        }
+        mirror.handle_time(now());
+        for (worker, end) in self.ends.iter_mut().enumerate() {
+            while let Some(command) = mirror.next_command(worker) {
+                match end.command(&command) {
+                    Ok(()) => mirror.command_sent(worker),
+                    // The worker is stuck; the command waits, and runs out of time.
+                    Err(PushError::Full) => break,
+                    Err(PushError::Fault(fault)) => return Err(fault.into()),
+                }
+            }
+        }
+        Ok(busy)
+    }
+
+    async fn sleep(&mut self, until: Option<Nanos>, asks: &mut mpsc::Receiver<Ask>) -> Result<Woken, Lost> {
+        let timer = async {
+            match until {
+                Some(at) => tokio::time::sleep(Duration::from_nanos(at.saturating_sub(now()))).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ready = self.bell.readable() => {
+                ready?;
+                self.silence()
+            }
+            ask = asks.recv() => Ok(ask.map_or(Woken::Abandoned, Woken::Ask)),
+            () = timer => Ok(Woken::Bell),
+        }
+    }
+    /// Before draining: a ring from here on is heard at the next wait.
+    fn silence(&self) -> Result<Woken, Lost> {
+        let mut rings = [0; 256];
+        match self.bell.try_read(&mut rings) {
+            Ok(0) => Err(Lost::HungUp),
+            Ok(_) => Ok(Woken::Bell),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Woken::Bell),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+enum Woken {
+    Bell,
+    Ask(Ask),
+    Abandoned,
+}
+
+/// Answers what the mirror and the counters can answer, puts orders; returns what only the task can do.
+pub(super) fn answer(
+    ask: Ask,
+    mirror: &mut Mirror,
+    askers: &mut Askers,
+    counters: impl FnOnce() -> Vec<Vec<u64>>,
+) -> Option<Ask> {
+    // Who asked and went away is not missed.
+    match ask {
+        Ask::Table(answer) => {
+            let _ = answer.send(Table {
+                sessions: mirror.sessions().collect(),
+                current: mirror.is_current(),
+                events_dropped: mirror.events_dropped(),
+                untracked: mirror.untracked(),
+            });
+        }
+        Ask::Closed(answer) => {
+            let _ = answer.send(mirror.closed().copied().collect());
+        }
+        Ask::Counters(answer) => {
+            let _ = answer.send(counters());
+        }
+        Ask::Order(order, answer) => match mirror.ask(order, now()) {
+            Ok(ticket) => {
+                askers.0.insert(ticket, answer);
+            }
+            Err(error) => {
+                let _ = answer.send(Err(error));
+            }
+        },
+        Ask::Drain(..) | Ask::End(..) => return Some(ask),
+    }
+    None
+}
+
+/// CLOCK_MONOTONIC in nanoseconds, which the data plane's times are of.
+pub fn now() -> Nanos {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Since boot: neither is negative.
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}

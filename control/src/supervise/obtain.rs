@@ -1,0 +1,315 @@
+//! Getting hold of the data plane: find the living one or start one, agree on who is who, attach.
+//!
+//! In: what is wanted ([`Wanted`]) and, after a death, the listeners of before. Out: an [`Attached`], or a typed refusal that
+//! left everything as it was. Everything here blocks, with deadlines; the task calls it on a thread of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ringwire_ipc::channel::ControlEnd;
+use ringwire_ipc::region::RegionError;
+use ringwire_ipc::socket::{self, Client, ClientError, Hello, Start};
+use ringwire_proto::identity::{PublicKey, SecretKey};
+
+use super::settings::{Difference, Settings};
+use crate::state::State;
+
+/// How long one answer of the data plane may take. An attach makes shared memory, a start probes the kernel: milliseconds.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a process that was just started may take to open its socket.
+const UP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a data plane that was told to end may take.
+const END_LIMIT: Duration = Duration::from_secs(10);
+
+/// Pause between two looks at a socket or a process that changes any moment.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
+/// Which data plane is wanted.
+#[derive(Debug)]
+pub struct Wanted {
+    /// Where its socket is.
+    pub state: State,
+    /// Whom it serves as.
+    pub key: SecretKey,
+    /// How it is set up.
+    pub settings: Settings,
+    /// Starts one; none: it is somebody else's to start (systemd's), and is waited for.
+    pub program: Option<PathBuf>,
+    /// Layout of shared memory this side has: [`ringwire_ipc::LAYOUT_HASH`], unless a test wants to be of another build.
+    pub layout: u64,
+}
+
+/// A data plane that this process is attached to.
+#[derive(Debug)]
+pub(super) struct Attached {
+    /// The conversation that attached: its end is the data plane's, or ours.
+    pub(super) lifeline: Client,
+    /// Our end of the bell that every worker rings.
+    pub(super) bell: OwnedFd,
+    pub(super) channels: Vec<ControlEnd>,
+    /// Number of this attach.
+    pub(super) epoch: u64,
+    pub(super) pid: u32,
+    pub(super) addresses: Vec<SocketAddr>,
+    pub(super) driver: String,
+    /// Duplicates, for a successor of the data plane.
+    pub(super) listeners: Vec<(SocketAddr, OwnedFd)>,
+    /// The process, if it is this one's child.
+    pub(super) child: Option<Child>,
+}
+
+/// Why there is no data plane to work with. The texts say what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ObtainError {
+    /// The conversation with it failed, or it refused.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// It is of another build.
+    #[error(
+        "the data plane (process {pid}, build {build}) is of another build than this program: its shared memory has layout \
+         {theirs:016x}, ours has {ours:016x}. It goes on undisturbed. Either use the ringwire it was started with, or stop it \
+         with: ringwire stop, and start anew with: ringwire run"
+    )]
+    Layout {
+        /// Its process.
+        pid: u32,
+        /// Its version.
+        build: String,
+        /// Its layout.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
+    /// It serves another key.
+    #[error(
+        "the data plane (process {pid}) serves the key {theirs}, and the state directory holds {ours}. It goes on \
+         undisturbed. Put its key back, or stop it with: ringwire stop, and start anew with: ringwire run"
+    )]
+    OtherKey {
+        /// Its process.
+        pid: u32,
+        /// Its key.
+        theirs: String,
+        /// Ours.
+        ours: PublicKey,
+    },
+    /// It runs with other settings than were asked for.
+    #[error(
+        "a data plane runs already (process {pid}), and {difference}. It goes on undisturbed. Leave that setting out or \
+         give it the value it has, or stop it with: ringwire stop, and start anew with: ringwire run"
+    )]
+    OtherSettings {
+        /// Its process.
+        pid: u32,
+        /// What differs.
+        difference: Difference,
+    },
+    /// Shared memory is not as it should be.
+    #[error("the data plane passed shared memory that cannot be used: {0}; stop it with: ringwire stop")]
+    Region(#[from] RegionError),
+    /// The process cannot be started.
+    #[error("cannot start {program} as the data plane: {error}")]
+    Spawn {
+        /// The program.
+        program: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The process ended before it served.
+    #[error("the data plane ended before it was ready ({status}); its messages are above")]
+    Ended {
+        /// How it ended.
+        status: String,
+    },
+    /// Nobody opened the socket.
+    #[error(
+        "no data plane opened {path} within {} s; look at its messages: journalctl -u ringwire-dataplane, or start it by \
+         hand: ringwire dataplane --state DIR",
+        UP_LIMIT.as_secs()
+    )]
+    Late {
+        /// The socket.
+        path: PathBuf,
+    },
+}
+
+/// Finds or starts the data plane and attaches to it. `listeners` are those of a predecessor that died, if any.
+pub(super) fn obtain(wanted: &Wanted, listeners: &[(SocketAddr, OwnedFd)]) -> Result<Attached, ObtainError> {
+    let mut started = Started(None);
+    let client = match Client::connect(&wanted.state.dataplane_socket(), ANSWER_LIMIT) {
+        Ok(client) => client,
+        Err(ClientError::Absent { .. }) => started.bring_up(wanted)?,
+        Err(error) => return Err(error.into()),
+    };
+    let attached = agree(wanted, client, listeners)?;
+    // From here on it lives on without this process.
+    Ok(Attached { child: started.0.take(), ..attached })
+}
+
+/// A child that ends with this value unless it is taken out: who cannot use a data plane does not leave it behind.
+struct Started(Option<Child>);
+
+impl Started {
+    /// Starts a data plane, or waits for one that somebody else starts.
+    fn bring_up(&mut self, wanted: &Wanted) -> Result<Client, ObtainError> {
+        if let Some(program) = &wanted.program {
+            let child = Command::new(program)
+                .arg("dataplane")
+                .arg("--state")
+                .arg(wanted.state.directory())
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn();
+            let program = program.clone();
+            self.0 = Some(child.map_err(|error| ObtainError::Spawn { program, error })?);
+        }
+        let path = wanted.state.dataplane_socket();
+        let deadline = Instant::now() + UP_LIMIT;
+        loop {
+            match Client::connect(&path, ANSWER_LIMIT) {
+                Ok(client) => return Ok(client),
+                Err(ClientError::Absent { .. }) if Instant::now() < deadline => {}
+                Err(ClientError::Absent { .. }) => return Err(ObtainError::Late { path }),
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(child) = &mut self.0
+                && let Ok(Some(status)) = child.try_wait()
+            {
+                return Err(ObtainError::Ended { status: status.to_string() });
+            }
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// Says who this is, checks who that is, starts it if it waits for that, attaches.
+fn agree(
+    wanted: &Wanted,
+    mut client: Client,
+    listeners: &[(SocketAddr, OwnedFd)],
+) -> Result<Attached, ObtainError> {
+    let ours = wanted.key.public_key();
+    let theirs = client.hello(Hello {
+        protocol: socket::PROTOCOL,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        layout: wanted.layout,
+        public_key: ours.as_bytes().to_vec(),
+        configuration: wanted.settings.configuration(),
+        pid: std::process::id(),
+    })?;
+    let pid = theirs.pid;
+    if theirs.layout != wanted.layout {
+        let (build, theirs) = (theirs.build, theirs.layout);
+        return Err(ObtainError::Layout { pid, build, theirs, ours: wanted.layout });
+    }
+    if theirs.public_key.is_empty() {
+        start(wanted, &mut client, listeners)?;
+    } else if theirs.public_key != ours.as_bytes() {
+        let key = PublicKey::from_bytes(&theirs.public_key);
+        let theirs = key.map_or_else(|_| "(none)".to_owned(), |key| key.to_string());
+        return Err(ObtainError::OtherKey { pid, theirs, ours });
+    } else if let Some(difference) = wanted.settings.difference(&theirs.configuration) {
+        return Err(ObtainError::OtherSettings { pid, difference });
+    }
+    let attachment = client.attach(wanted.layout)?;
+    let epoch = attachment.epoch;
+    let mut descriptors = attachment.channels;
+    descriptors.sort_by_key(|channel| channel.worker);
+    let channels = descriptors.into_iter().map(|channel| ControlEnd::open(channel, epoch));
+    let channels = channels.collect::<Result<_, _>>()?;
+    let (listeners, status) = (client.listeners()?, client.status()?);
+    Ok(Attached {
+        lifeline: client,
+        bell: attachment.bell,
+        channels,
+        epoch,
+        pid,
+        addresses: listeners.iter().map(|(address, _)| *address).collect(),
+        driver: status.driver,
+        listeners,
+        child: None,
+    })
+}
+
+fn start(
+    wanted: &Wanted,
+    client: &mut Client,
+    listeners: &[(SocketAddr, OwnedFd)],
+) -> Result<(), ClientError> {
+    let listen: Vec<_> = match listeners {
+        [] => wanted.settings.listen().to_vec(),
+        listeners => listeners.iter().map(|(address, _)| *address).collect(),
+    };
+    let start = Start {
+        secret_key: wanted.key.expose_bytes().to_vec(),
+        settings: wanted.settings.for_start(),
+        configuration: wanted.settings.configuration(),
+        listen: listen.into_iter().map(socket::Address::new).collect(),
+    };
+    let descriptors: Vec<_> = listeners.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
+    client.start(start, &descriptors).map(drop)
+}
+
+/// A conversation besides the lifeline, for one or two requests.
+///
+/// # Errors
+/// Nobody answers, or not as who we are.
+pub fn converse(state: &State) -> Result<(Client, Hello), ClientError> {
+    let mut client = Client::connect(&state.dataplane_socket(), ANSWER_LIMIT)?;
+    let hello = client.hello(Hello {
+        protocol: socket::PROTOCOL,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        layout: ringwire_ipc::LAYOUT_HASH,
+        public_key: Vec::new(),
+        configuration: Vec::new(),
+        pid: std::process::id(),
+    })?;
+    Ok((client, hello))
+}
+
+/// Tells the data plane to end and waits until it has. Works without a control plane.
+///
+/// # Errors
+/// Nobody answers; [`ConnectionError::Timeout`](socket::ConnectionError::Timeout) if it goes on for ten seconds.
+pub fn stop(state: &State) -> Result<u32, ClientError> {
+    let (mut client, hello) = converse(state)?;
+    client.stop()?;
+    wait_for_end(state, &client)?;
+    Ok(hello.pid)
+}
+
+fn wait_for_end(state: &State, client: &Client) -> Result<(), ClientError> {
+    let deadline = Instant::now() + END_LIMIT;
+    // The conversation ends with the process; the socket tells whether a successor is meant.
+    while is_open(client) {
+        if Instant::now() >= deadline {
+            return Err(socket::ConnectionError::Timeout(END_LIMIT).into());
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    tracing::debug!(state = %state.directory().display(), "the data plane has ended");
+    Ok(())
+}
+
+/// Whether the other side still has the conversation open.
+fn is_open(client: &Client) -> bool {
+    use rustix::net::{RecvFlags, recv};
+    let mut byte = [0; 1];
+    let looked = recv(client, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
+    matches!(looked, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) | Ok((_, 1..)))
+}

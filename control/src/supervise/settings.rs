@@ -1,0 +1,159 @@
+//! What a data plane is set up with, and how what is asked for compares with what a living one has.
+//!
+//! Some settings hold for the life of a data plane; those are its *configuration*, which it keeps as JSON and returns to
+//! whoever attaches. The others change while it runs ([`Setting`](ringwire_ipc::message::Setting)).
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Where a server listens unless told otherwise.
+pub const LISTEN_DEFAULT: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8081);
+
+/// Settings as somebody named them, under the names of the data plane's configuration
+/// (`process::Configuration` there); what is `None` was not named: a new data plane takes the default, a living one stays
+/// as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Addresses to accept sessions on. Port 0 takes a free one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<Vec<SocketAddr>>,
+    /// `auto`, `uring` or `poll`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub driver: Option<String>,
+    /// Threads that forward.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<u16>,
+    /// A data plane without control plane ends after this long, in milliseconds; 0: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub orphan_limit_ms: Option<u64>,
+    /// Buffer memory in bytes; 0: by the size of the machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer_memory: Option<u64>,
+    /// `off`, `offer` or `require`. Changes while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hybrid: Option<String>,
+    /// Longest wait for company, in microseconds. Changes while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub company_us: Option<u32>,
+}
+
+/// Names of the settings that change while a data plane runs.
+const LIVE: [&str; 2] = ["hybrid", "company_us"];
+
+/// A setting with two values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name.
+    pub name: String,
+    /// Of the living data plane.
+    pub theirs: String,
+    /// Asked for.
+    pub ours: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "its {} is {} where {} is asked for", self.name, self.theirs, self.ours)
+    }
+}
+
+impl Settings {
+    /// Where to listen.
+    pub fn listen(&self) -> &[SocketAddr] {
+        self.listen.as_deref().unwrap_or(&[LISTEN_DEFAULT])
+    }
+
+    /// What a data plane keeps and returns: every setting that holds for its life, as named or by default.
+    pub(super) fn configuration(&self) -> Vec<u8> {
+        let resolved = Self {
+            listen: Some(self.listen().to_vec()),
+            driver: Some(self.driver.clone().unwrap_or_else(|| "auto".to_owned())),
+            ..self.clone()
+        };
+        let mut named = resolved.named();
+        named.retain(|name, _| !LIVE.contains(&name.as_str()));
+        serde_json::to_vec(&named).unwrap_or_default()
+    }
+
+    /// For START: everything that was named, except the addresses, which travel apart.
+    pub(super) fn for_start(&self) -> String {
+        let mut named = self.named();
+        named.remove("listen");
+        Value::Object(named).to_string()
+    }
+
+    /// The first setting that was named here and has another value in a living data plane's configuration.
+    pub(super) fn difference(&self, configuration: &[u8]) -> Option<Difference> {
+        let theirs: Map<String, Value> = serde_json::from_slice(configuration).unwrap_or_default();
+        let named = self.named();
+        let asked = named.iter().filter(|(name, _)| !LIVE.contains(&name.as_str()));
+        asked
+            .filter(|(name, ours)| theirs.get(*name) != Some(ours))
+            .map(|(name, ours)| Difference {
+                name: name.replace('_', "-"),
+                theirs: theirs.get(name).map_or_else(|| "the default".to_owned(), text),
+                ours: text(ours),
+            })
+            .next()
+    }
+
+    fn named(&self) -> Map<String, Value> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(named)) => named,
+            // A struct of plain fields is an object.
+            Ok(_) | Err(_) => Map::new(),
+        }
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Array(values) => values.iter().map(text).collect::<Vec<_>>().join(", "),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_named_differs_from_nothing() {
+        let listen = Some(vec!["127.0.0.1:1".parse().unwrap(), "[::1]:2".parse().unwrap()]);
+        let living = Settings { listen, hybrid: Some("off".into()), ..Settings::default() };
+        let configuration = living.configuration();
+        assert_eq!(Settings::default().difference(&configuration), None);
+        assert_eq!(living.difference(&configuration), None);
+        let live = Settings { hybrid: Some("require".into()), company_us: Some(7), ..Settings::default() };
+        assert_eq!(live.difference(&configuration), None, "changes while it runs");
+
+        let driver = Settings { driver: Some("poll".into()), ..Settings::default() };
+        let text = driver.difference(&configuration).unwrap().to_string();
+        assert_eq!(text, "its driver is auto where poll is asked for");
+        let elsewhere = Settings { listen: Some(vec![LISTEN_DEFAULT]), ..Settings::default() };
+        let text = elsewhere.difference(&configuration).unwrap().to_string();
+        assert_eq!(text, "its listen is 127.0.0.1:1, [::1]:2 where 127.0.0.1:8081 is asked for");
+        assert!(elsewhere.difference(b"nonsense").is_some());
+        assert_eq!(elsewhere.difference(&Settings::default().configuration()), None, "the default, named");
+    }
+
+    #[test]
+    fn a_start_says_what_was_named_and_addresses_apart() {
+        let settings = Settings {
+            listen: Some(vec![LISTEN_DEFAULT]),
+            hybrid: Some("off".into()),
+            workers: Some(2),
+            ..Settings::default()
+        };
+        let start: Value = serde_json::from_str(&settings.for_start()).unwrap();
+        assert_eq!(start, serde_json::json!({"hybrid": "off", "workers": 2}));
+        assert_eq!(settings.listen(), [LISTEN_DEFAULT]);
+        assert_eq!(Settings::default().for_start(), "{}");
+    }
+}
