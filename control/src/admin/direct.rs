@@ -1,0 +1,85 @@
+//! What the data plane says for itself, asked on its own socket: with the control plane dead this is all there is.
+//! Everything here blocks, with deadlines.
+
+use ringwire_ipc::socket;
+use ringwire_proto::identity::PublicKey;
+
+use super::model::{DataPlaneStatus, Session, Sessions, Stream, Streams};
+use crate::state::State;
+use crate::supervise::{converse, monotonic_ns};
+
+pub use ringwire_ipc::socket::ClientError as DirectError;
+
+/// How it goes.
+///
+/// # Errors
+/// [`DirectError::Absent`]: there is none.
+pub fn dataplane_status(state: &State) -> Result<DataPlaneStatus, DirectError> {
+    let (mut client, _) = converse(state)?;
+    let status = client.status()?;
+    Ok(DataPlaneStatus {
+        pid: status.pid,
+        build: status.build.clone(),
+        state: status.state.clone(),
+        public_key: PublicKey::from_bytes(&status.public_key).ok().map(|key| key.to_string()),
+        addresses: status.addresses.iter().map(|address| address.text.clone()).collect(),
+        driver: status.driver.clone(),
+        workers: status.workers,
+        serving_s: seconds(status.serving_ns),
+        sessions: status.sessions,
+        half_open: status.half_open,
+        bridges: status.bridges,
+        epoch: status.epoch,
+        attached_pid: (status.attached > 0).then_some(status.attached),
+        orphan_s: (status.attached == 0).then(|| seconds(status.orphan_ns)),
+    })
+}
+
+/// Its sessions and bridges, and its buffer memory.
+///
+/// # Errors
+/// As [`dataplane_status`].
+pub fn dump(state: &State) -> Result<(Sessions, Streams, socket::Memory), DirectError> {
+    let (mut client, _) = converse(state)?;
+    let dump = client.report()?;
+    let now = monotonic_ns();
+    let mut sessions: Vec<_> = dump
+        .sessions
+        .into_iter()
+        .map(|session| Session {
+            worker: session.worker,
+            session: session.session,
+            public_key: key_text(&session.peer),
+            address: session.address.clone(),
+            hybrid: session.hybrid,
+            opened_ns: session.opened_ns,
+            age_s: seconds(now.saturating_sub(session.opened_ns)),
+        })
+        .collect();
+    sessions.sort_by_key(|session| (session.worker, session.session));
+    let streams = dump.bridges.into_iter().map(|bridge| Stream {
+        worker: bridge.worker,
+        source: key_text(&bridge.source),
+        destination: key_text(&bridge.destination),
+        forth_bytes: bridge.forth,
+        back_bytes: bridge.back,
+        forth_queued_bytes: bridge.forth_queued,
+        back_queued_bytes: bridge.back_queued,
+        forth_limited: None,
+        back_limited: None,
+        age_s: None,
+    });
+    let from = "dataplane".to_owned();
+    let streams = Streams { from: from.clone(), missing: 0, streams: streams.collect() };
+    Ok((Sessions { from, current: true, untracked: 0, sessions }, streams, dump.memory))
+}
+
+pub(super) fn seconds(ns: u64) -> f64 {
+    // To the millisecond: ages are for people.
+    (ns / 1_000_000) as f64 / 1000.0
+}
+
+/// A key as people see it, whether it is one or not.
+pub(super) fn key_text(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

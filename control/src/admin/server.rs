@@ -1,0 +1,374 @@
+//! The answering side. In: requests on the socket. Out: answers from the supervision's handle and from the data plane.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::extract::State as Shared;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use axum::{Json, Router};
+use ringwire_dataplane::counters::Counter;
+use ringwire_ipc::message::{HybridPolicy, Order, PeerKey, Reason, Setting};
+use ringwire_proto::identity::PublicKey;
+use tokio::net::{UnixListener, UnixStream};
+
+use super::direct::{self, DirectError, key_text, seconds};
+use super::model::{
+    Change, Close, ClosedSession, ClosedSessions, ControlStatus, Counters, Done, Drain, Failure, Limits,
+    Session, Sessions, Status, Stop, Stream, Streams,
+};
+use crate::state::{State, StateError};
+use crate::supervise::mirror::{AskError, Outcome};
+use crate::supervise::{End, EndError, Plane, monotonic_ns};
+
+/// Longest wait for company that can be set, in microseconds: beyond it a turn would be a pause.
+const COMPANY_US_MAX: u32 = 10_000;
+
+/// Longest drain that can be asked for, in seconds: a month.
+const DRAIN_S_MAX: f64 = 30.0 * 86_400.0;
+
+/// What the interface answers from.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    state: Arc<State>,
+    plane: Plane,
+    started: Instant,
+}
+
+/// The socket of the control plane that holds the directory's lock; what a dead one left there is removed.
+///
+/// # Errors
+/// The directory cannot be written, or its path is too long for a socket.
+pub fn bind(state: &State) -> Result<UnixListener, StateError> {
+    let path = state.control_socket();
+    match std::fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(StateError::Io { action: "remove", path, source });
+        }
+        Ok(()) | Err(_) => {}
+    }
+    let bound = UnixListener::bind(&path).and_then(|listener| {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(listener)
+    });
+    bound.map_err(|source| StateError::Io { action: "listen on", path, source })
+}
+
+impl Admin {
+    /// Answers about this data plane.
+    pub fn new(state: State, plane: Plane) -> Self {
+        Self { state: Arc::new(state), plane, started: Instant::now() }
+    }
+
+    /// Answers on `listener` for as long as it is polled.
+    ///
+    /// # Errors
+    /// The listener's.
+    pub async fn serve(self, listener: UnixListener) -> io::Result<()> {
+        let routes = Router::new()
+            .route("/v1/status", get(status))
+            .route("/v1/sessions", get(sessions))
+            .route("/v1/sessions/closed", get(closed))
+            .route("/v1/streams", get(streams))
+            .route("/v1/counters", get(counters))
+            .route("/v1/limits", get(limits))
+            .route("/v1/close", post(close))
+            .route("/v1/settings", put(change))
+            .route("/v1/drain", post(drain))
+            .route("/v1/stop", post(stop))
+            .with_state(self);
+        axum::serve(OwnersOnly(listener), routes).await
+    }
+
+    /// Work that blocks, such as a conversation on the data plane's socket.
+    async fn direct<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&State) -> Result<T, DirectError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let state = Arc::clone(&self.state);
+        match tokio::task::spawn_blocking(move || work(&state)).await {
+            Ok(done) => done.map_err(|error| Refusal(StatusCode::BAD_GATEWAY, error.to_string())),
+            Err(_) => Err(Refusal::ending()),
+        }
+    }
+
+    async fn order(&self, order: Order) -> Result<Outcome, Refusal> {
+        match self.plane.order(order).await? {
+            Outcome::TimedOut => Err(Refusal(
+                StatusCode::GATEWAY_TIMEOUT,
+                "the data plane did not answer in time; look at: ringwire status".to_owned(),
+            )),
+            Outcome::Lost => Err(Refusal(
+                StatusCode::BAD_GATEWAY,
+                "the data plane went away before it answered; try again".to_owned(),
+            )),
+            Outcome::Refused => {
+                Err(Refusal(StatusCode::CONFLICT, "the data plane does not do that now".to_owned()))
+            }
+            outcome @ (Outcome::Done(_) | Outcome::Bridges(_) | Outcome::NotFound) => Ok(outcome),
+        }
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+struct Refusal(StatusCode, String);
+
+impl Refusal {
+    fn ending() -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, "the control plane is ending".to_owned())
+    }
+
+    fn bad(text: String) -> Self {
+        Self(StatusCode::BAD_REQUEST, text)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(Failure { error: self.1 })).into_response()
+    }
+}
+
+impl From<AskError> for Refusal {
+    fn from(error: AskError) -> Self {
+        Self(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+    }
+}
+
+impl From<EndError> for Refusal {
+    fn from(error: EndError) -> Self {
+        Self(StatusCode::BAD_GATEWAY, error.to_string())
+    }
+}
+
+type Answer<T> = Result<Json<T>, Refusal>;
+
+async fn status(Shared(admin): Shared<Admin>) -> Answer<Status> {
+    let plane = admin.plane.status();
+    let table = admin.plane.table().await.unwrap_or_default();
+    let dataplane = admin.direct(direct::dataplane_status).await.ok();
+    let control = ControlStatus {
+        pid: std::process::id(),
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        uptime_s: admin.started.elapsed().as_secs_f64(),
+        attached: plane.attached,
+        current: table.current,
+        losses: plane.losses,
+        last_loss: plane.last_loss,
+        events_dropped: table.events_dropped,
+    };
+    Ok(Json(Status { control: Some(control), dataplane }))
+}
+
+async fn sessions(Shared(admin): Shared<Admin>) -> Answer<Sessions> {
+    let table = admin.plane.table().await.ok_or_else(Refusal::ending)?;
+    let now = monotonic_ns();
+    let mut sessions: Vec<_> = table
+        .sessions
+        .into_iter()
+        .map(|session| Session {
+            worker: u32::try_from(session.worker).unwrap_or(u32::MAX),
+            session: session.note.session,
+            public_key: key_text(session.note.peer.as_bytes()),
+            address: session.note.address.to_string(),
+            hybrid: session.note.hybrid,
+            opened_ns: session.note.at_ns,
+            age_s: seconds(now.saturating_sub(session.note.at_ns)),
+        })
+        .collect();
+    sessions.sort_by_key(|session| (session.worker, session.session));
+    let from = "control".to_owned();
+    Ok(Json(Sessions { from, current: table.current, untracked: table.untracked, sessions }))
+}
+
+async fn closed(Shared(admin): Shared<Admin>) -> Answer<ClosedSessions> {
+    let closed = admin.plane.closed().await.ok_or_else(Refusal::ending)?;
+    let now = monotonic_ns();
+    let closed = closed.into_iter().map(|closed| {
+        let (reason, errno) = reason_text(closed.reason);
+        let ended = closed.note.at_ns;
+        ClosedSession {
+            worker: u32::try_from(closed.worker).unwrap_or(u32::MAX),
+            session: closed.note.session,
+            public_key: key_text(closed.note.peer.as_bytes()),
+            address: closed.note.address.to_string(),
+            reason: reason.to_owned(),
+            errno,
+            ended_s: seconds(now.saturating_sub(ended)),
+            lasted_s: closed.opened_ns.map(|opened| seconds(ended.saturating_sub(opened))),
+        }
+    });
+    Ok(Json(ClosedSessions { closed: closed.collect() }))
+}
+
+fn reason_text(reason: Option<Reason>) -> (&'static str, Option<i32>) {
+    match reason {
+        None => ("unobserved", None),
+        Some(Reason::PeerClosed) => ("peer_closed", None),
+        Some(Reason::ConnectionFailed(errno)) => ("connection_failed", Some(errno)),
+        Some(Reason::Displaced) => ("displaced", None),
+        Some(Reason::Violation) => ("violation", None),
+        Some(Reason::Dead) => ("dead", None),
+        Some(Reason::Ordered) => ("ordered", None),
+        Some(Reason::Stopping) => ("stopping", None),
+    }
+}
+
+async fn streams(Shared(admin): Shared<Admin>) -> Answer<Streams> {
+    let list = match admin.order(Order::ListBridges).await? {
+        Outcome::Bridges(list) => list,
+        _ => return Err(Refusal(StatusCode::BAD_GATEWAY, "the data plane listed no bridges".to_owned())),
+    };
+    let now = monotonic_ns();
+    let streams = list.bridges.into_iter().map(|(worker, bridge)| Stream {
+        worker: u32::try_from(worker).unwrap_or(u32::MAX),
+        source: key_text(bridge.source.as_bytes()),
+        destination: key_text(bridge.destination.as_bytes()),
+        forth_bytes: bridge.forth,
+        back_bytes: bridge.back,
+        forth_queued_bytes: bridge.forth_queued.into(),
+        back_queued_bytes: bridge.back_queued.into(),
+        forth_limited: Some(bridge.forth_limited),
+        back_limited: Some(bridge.back_limited),
+        age_s: Some(seconds(now.saturating_sub(bridge.since_ns))),
+    });
+    Ok(Json(Streams { from: "control".to_owned(), missing: list.missing, streams: streams.collect() }))
+}
+
+async fn counters(Shared(admin): Shared<Admin>) -> Answer<Counters> {
+    let workers = admin.plane.counters().await.ok_or_else(Refusal::ending)?;
+    let named = |totals: &[u64]| {
+        let named = Counter::ALL.iter().zip(totals);
+        named.map(|(counter, &total)| (counter.name().to_owned(), total)).collect()
+    };
+    let total: Vec<u64> = (0..Counter::ALL.len())
+        .map(|cell| workers.iter().filter_map(|totals| totals.get(cell)).sum())
+        .collect();
+    Ok(Json(Counters { total: named(&total), workers: workers.iter().map(|totals| named(totals)).collect() }))
+}
+
+async fn limits(Shared(admin): Shared<Admin>) -> Answer<Limits> {
+    let looked = |state: &State| Ok((direct::dataplane_status(state)?, direct::dump(state)?.2));
+    let (status, memory) = admin.direct(looked).await?;
+    Ok(Json(super::limits::list(&status, memory)))
+}
+
+async fn close(Shared(admin): Shared<Admin>, Json(close): Json<Close>) -> Answer<Done> {
+    let key = close.public_key.parse::<PublicKey>().map_err(|error| {
+        Refusal::bad(format!(
+            "`{}` is not a public key: {error}; take one from: ringwire show sessions",
+            close.public_key
+        ))
+    })?;
+    let peer = PeerKey::new(*key.as_bytes()).map_err(|error| Refusal::bad(error.to_string()))?;
+    match admin.order(Order::CloseSession(peer)).await? {
+        Outcome::Done(count) => Ok(Json(Done { message: format!("closed the session of {key}"), count })),
+        _ => Err(Refusal(
+            StatusCode::NOT_FOUND,
+            format!("{key} has no session here; see: ringwire show sessions"),
+        )),
+    }
+}
+
+async fn change(Shared(admin): Shared<Admin>, Json(change): Json<Change>) -> Answer<Done> {
+    let setting = parse_setting(&change.name, &change.value).map_err(Refusal::bad)?;
+    match admin.order(Order::Change(setting)).await? {
+        Outcome::Done(_) => {
+            let message = format!("{} is {} from now on", change.name, change.value);
+            Ok(Json(Done { message, count: admin.plane.status().workers as u64 }))
+        }
+        _ => Err(Refusal(StatusCode::CONFLICT, format!("the data plane does not change {}", change.name))),
+    }
+}
+
+/// A setting that can change while it runs.
+fn parse_setting(name: &str, value: &str) -> Result<Setting, String> {
+    match name {
+        "hybrid" => match value {
+            "off" => Ok(Setting::Hybrid(HybridPolicy::Off)),
+            "offer" => Ok(Setting::Hybrid(HybridPolicy::Offer)),
+            "require" => Ok(Setting::Hybrid(HybridPolicy::Require)),
+            _ => Err(format!("hybrid is one of off, offer, require; not `{value}`")),
+        },
+        "company-us" => match value.parse() {
+            Ok(us) if us <= COMPANY_US_MAX => Ok(Setting::CompanyUsMax(us)),
+            _ => Err(format!(
+                "company-us is a number of microseconds from 0 to {COMPANY_US_MAX}; not `{value}`"
+            )),
+        },
+        _ => Err(format!("`{name}` cannot be changed while the server runs; these can: hybrid, company-us")),
+    }
+}
+
+async fn drain(Shared(admin): Shared<Admin>, Json(drain): Json<Drain>) -> Answer<Done> {
+    if !(0.0..=DRAIN_S_MAX).contains(&drain.within_s) {
+        return Err(Refusal::bad(format!("within_s is a number of seconds from 0 to {DRAIN_S_MAX}")));
+    }
+    let sessions = admin.plane.table().await.unwrap_or_default().sessions.len() as u64;
+    admin.plane.drain(Duration::from_secs_f64(drain.within_s)).await?;
+    let message = format!(
+        "draining: nothing new is accepted, and the server ends when its {sessions} sessions have ended, at the latest in {} s",
+        drain.within_s
+    );
+    Ok(Json(Done { message, count: sessions }))
+}
+
+async fn stop(Shared(admin): Shared<Admin>, Json(stop): Json<Stop>) -> Answer<Done> {
+    let dataplane = admin.plane.status().pid;
+    let (end, message) = if stop.leave_dataplane {
+        (End::Leave, format!("stopped the control plane; the data plane (process {dataplane}) goes on alone"))
+    } else {
+        (End::Stop, format!("stopped both planes (data plane: process {dataplane})"))
+    };
+    admin.plane.end(end).await?;
+    Ok(Json(Done { message, count: 1 }))
+}
+
+/// Lets nobody in but processes of our user and root, whatever the file's mode has become.
+struct OwnersOnly(UnixListener);
+
+impl axum::serve::Listener for OwnersOnly {
+    type Io = UnixStream;
+    type Addr = tokio::net::unix::SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            // Retries by itself when descriptors are used up.
+            let (stream, address) = axum::serve::Listener::accept(&mut self.0).await;
+            let own = rustix::process::geteuid().as_raw();
+            match stream.peer_cred() {
+                Ok(peer) if peer.uid() == own || peer.uid() == 0 => return (stream, address),
+                Ok(peer) => tracing::warn!(uid = peer.uid(), "refused another user on the admin socket"),
+                Err(error) => tracing::debug!(%error, "a connection to the admin socket went away"),
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.0.local_addr()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_checked_and_named() {
+        assert_eq!(parse_setting("hybrid", "require"), Ok(Setting::Hybrid(HybridPolicy::Require)));
+        assert_eq!(parse_setting("company-us", "0"), Ok(Setting::CompanyUsMax(0)));
+        for (name, value, cure) in [
+            ("hybrid", "maybe", "off, offer, require"),
+            ("company-us", "-1", "0 to 10000"),
+            ("company-us", "10001", "0 to 10000"),
+            ("listen", "127.0.0.1:1", "hybrid, company-us"),
+        ] {
+            let error = parse_setting(name, value).unwrap_err();
+            assert!(error.contains(cure), "{error}");
+        }
+    }
+}
