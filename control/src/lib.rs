@@ -16,3 +16,4 @@ pub mod dmsg;
 pub mod http;
 pub mod state;
 pub mod supervise;
+pub mod throttle;

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use reqwest::{Client, Method, StatusCode};
 use ringwire::discovery::{
-    DiscoveryClient, DiscoveryCounters, DiscoveryError, DiscoveryService, DiscoverySettings, MemoryStore,
-    PutError, Record, Refusal, Store as _, StoreLimits, UnixClock, deployment_of, unix_now_ns,
+    Changes, DiscoveryClient, DiscoveryCounters, DiscoveryError, DiscoveryHost, DiscoveryService,
+    DiscoverySettings, MemoryStore, PutError, Record, Refusal, Store as _, StoreLimits, UnixClock,
+    deployment_of, journal, unix_now_ns,
 };
 use ringwire::http::{BuildInfo, Health, HttpServer, Limits, bind};
 use ringwire_proto::entry::{ClientPart, Deployment, ENTRY_VERSION, Entry, ServerPart};
@@ -424,4 +425,75 @@ async fn a_full_discovery_says_so() {
     assert!(matches!(error, DiscoveryError::Status { status: 503, .. }), "{error}");
     assert!(error.is_transient());
     tokio::time::timeout(Duration::from_secs(30), server.stop()).await.unwrap();
+}
+
+async fn host(path: &Path) -> DiscoveryHost {
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    DiscoveryHost::start(listener, DiscoverySettings::new(Deployment::Test), path.to_owned()).unwrap()
+}
+
+#[tokio::test]
+async fn entries_outlive_a_stop_and_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("discovery.json");
+    let now_ns = unix_now_ns();
+    let (visor, server, gone) = (key(1), key(2), key(3));
+    let first = host(&path).await;
+    let client = DiscoveryClient::new(&first.local_url()).unwrap();
+    client.put(&client_entry(&visor, 4, 1)).await.unwrap();
+    client.put(&client_entry(&gone, 0, 1)).await.unwrap();
+    client.put(&server_entry(&server, 0, now_ns, 1)).await.unwrap();
+    client.delete(&client_entry(&gone, 0, 1)).await.unwrap();
+    first.stop().await;
+
+    let second = host(&path).await;
+    let client = DiscoveryClient::new(&second.local_url()).unwrap();
+    assert_eq!(client.entry(&visor.public_key()).await.unwrap().sequence, 4);
+    assert_eq!(client.available_servers().await.unwrap().len(), 1);
+    assert!(client.entry(&gone.public_key()).await.unwrap_err().is_not_found());
+    client.put(&client_entry(&visor, 5, 1)).await.unwrap();
+    let written = async {
+        while !std::fs::read_to_string(&path).unwrap_or_default().contains("\"sequence\":5,") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), written).await.expect("the journal is written by itself");
+    // No orderly end: what is on the disk must do.
+    drop(second);
+
+    let third = host(&path).await;
+    let client = DiscoveryClient::new(&third.local_url()).unwrap();
+    assert_eq!(client.entry(&visor.public_key()).await.unwrap().sequence, 5);
+    assert_eq!(third.store().counts(), (1, 1));
+    third.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_kept_beside_and_the_discovery_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("discovery.json");
+    std::fs::write(&path, "{\"entries\":[]}\n").unwrap();
+    let discovery = host(&path).await;
+    let client = DiscoveryClient::new(&discovery.local_url()).unwrap();
+    client.put(&client_entry(&key(1), 0, 1)).await.unwrap();
+    discovery.stop().await;
+    let kept = std::fs::read_to_string(directory.path().join("discovery.json.damaged")).unwrap();
+    assert_eq!(kept, "{\"entries\":[]}\n");
+    assert_eq!(host(&path).await.store().counts(), (0, 1));
+}
+
+#[tokio::test]
+async fn an_entry_from_a_clock_that_was_ahead_does_not_stay_for_ever() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("discovery.json");
+    let year_ns = 365 * 24 * 3600 * SECOND_NS;
+    let record = Record::new(client_entry(&key(1), 0, 1), None, 0);
+    let ahead = Record { expires_ns: Some(unix_now_ns() + year_ns), ..record };
+    let mut journal = journal::Journal::new(path.clone());
+    journal.write(&Changes::All(vec![Arc::new(ahead)])).unwrap();
+    let discovery = host(&path).await;
+    let now_ns = unix_now_ns();
+    let stored = discovery.store().entry(&key(1).public_key(), now_ns).await.unwrap();
+    assert!(stored.expires_ns.unwrap() <= now_ns + 3600 * SECOND_NS);
+    discovery.stop().await;
 }

@@ -65,6 +65,15 @@ impl DiscoverySettings {
             health: Health { service_name: "dmsg-discovery".to_owned(), ..Health::default() },
         }
     }
+
+    /// How long an entry lives after its post (services 2.4); `None` is for ever.
+    pub(super) fn lifetime(&self, entry: &Entry, short_lived: bool) -> Option<Duration> {
+        match (entry.server.is_some(), short_lived) {
+            (true, _) => Some(SERVER_LIFETIME),
+            (false, true) => Some(CLIENT_LIFETIME_SHORT),
+            (false, false) => self.client_lifetime,
+        }
+    }
 }
 
 /// The deployment of a box with these listeners: a test exactly when every one is on a loopback address, because then
@@ -143,16 +152,10 @@ impl<S: Store> DiscoveryService<S> {
         let mut entry = Entry::from_json(body).map_err(Refused::Entry)?;
         entry.validate(now_ns, self.settings.deployment).map_err(Refused::Entry)?;
         let key = entry.static_key.ok_or(Refused::Entry(EntryError::NullKey))?;
-        let lifetime = match (&mut entry.server, short_lived) {
-            (Some(server), _) => {
-                // Quirk: after the signature was checked, so what is stored does not verify any more.
-                server.server_type = self.classes.of(&key, &server.server_type).to_owned();
-                Some(SERVER_LIFETIME)
-            }
-            (None, true) => Some(CLIENT_LIFETIME_SHORT),
-            (None, false) => self.settings.client_lifetime,
-        };
-        if entry.server.is_some() {
+        let lifetime = self.settings.lifetime(&entry, short_lived);
+        if let Some(server) = &mut entry.server {
+            // Quirk: after the signature was checked, so what is stored does not verify any more.
+            server.server_type = self.classes.of(&key, &server.server_type).to_owned();
             let stored = self.store.entry(&key, now_ns).await;
             log_registration(&entry, stored.as_deref(), caller);
         }

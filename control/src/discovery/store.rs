@@ -33,9 +33,13 @@ pub struct Record {
 impl Record {
     /// The record of an entry that is put at `now_ns` and lives for `lifetime`.
     pub fn new(entry: Entry, lifetime: Option<Duration>, now_ns: i64) -> Self {
-        let lifetime_ns = lifetime.map(|time| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX));
         let text = entry.to_json();
-        Self { entry, text, expires_ns: lifetime_ns.map(|time_ns| now_ns.saturating_add(time_ns)) }
+        Self { entry, text, expires_ns: Self::expiry(lifetime, now_ns) }
+    }
+
+    /// When something of this life ends.
+    pub(super) fn expiry(lifetime: Option<Duration>, now_ns: i64) -> Option<i64> {
+        lifetime.map(|time| now_ns.saturating_add(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)))
     }
 
     fn is_alive(&self, now_ns: i64) -> bool {
@@ -167,6 +171,13 @@ pub enum Changes {
     Some(Vec<(PublicKey, Option<Arc<Record>>)>),
     /// Too many to list: these are all records.
     All(Vec<Arc<Record>>),
+}
+
+impl Changes {
+    /// True when nothing has to be written.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Some(changes) if changes.is_empty())
+    }
 }
 
 impl MemoryStore {
