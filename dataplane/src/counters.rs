@@ -46,6 +46,8 @@ counters! {
     SessionsClosed => "sessions_closed_total",
     /// Of the sessions opened: with the post-quantum part.
     SessionsHybrid => "sessions_hybrid_total",
+    /// Of the sessions opened: those whose peer speaks smux.
+    SessionsSmux => "sessions_smux_total",
     /// A session was displaced by a newer one of the same key.
     SessionsDisplaced => "sessions_displaced_total",
     /// A session handshake failed: bad message, bad key, or a classical peer where the hybrid is required.
@@ -54,6 +56,8 @@ counters! {
     HandshakesTimedOut => "handshakes_timed_out_total",
     /// A peer broke the rules of the session multiplexer; its session was closed.
     SessionViolations => "session_violations_total",
+    /// A peer broke the rules of one stream (smux: more than its window, or an impossible count); that bridge was closed.
+    StreamViolations => "stream_violations_total",
     /// A peer stopped answering; its session was closed.
     SessionsDead => "sessions_dead_total",
     /// A stream was opened by a client.

@@ -197,7 +197,8 @@ impl Default for Gather {
     }
 }
 
-const HEADER_LEN: usize = ringwire_proto::yamux::HEADER_LEN;
+/// Room for a frame's header, or for a whole control frame.
+const HEADER_LEN: usize = crate::session::Frame::LEN_MAX;
 
 impl Gather {
     /// Appends bytes that are not in buffer memory: frame headers, handshake messages.

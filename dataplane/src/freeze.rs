@@ -14,19 +14,18 @@ use ringwire_proto::entropy::Entropy;
 use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::TransportKey;
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
-use ringwire_proto::yamux::{self, Cutter};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::bridge::{Expected, Half, Listed, State};
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Driver, DriverError, Nanos, Wait};
-use crate::session::{CloseReason, Open, Phase, Session, Target};
+use crate::session::{CloseReason, Mux, Open, Phase, Session, Target};
 use crate::slab::{Key, Slab};
 use crate::worker::{Identity, Settings, Timer, Worker};
 
 /// Changes whenever the layout below does: a blob of another version is refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A frozen worker. Erased when dropped.
 pub struct Frozen(Zeroizing<Vec<u8>>);
@@ -95,8 +94,7 @@ struct FrozenSession {
     gather_len_max: usize,
     peer: Vec<u8>,
     hybrid: bool,
-    mux: yamux::Session<Key>,
-    cutter: Cutter,
+    mux: Mux,
     target: Target,
     send_key: [u8; 32],
     receive_key: [u8; 32],
@@ -360,7 +358,6 @@ fn freeze_session(session: Session) -> Option<FrozenSession> {
         peer: open.peer.as_bytes().to_vec(),
         hybrid: open.hybrid,
         mux: open.mux,
-        cutter: open.cutter,
         target: open.target,
         send_key: *open.send_key.expose(),
         receive_key: *open.receive_key.expose(),
@@ -377,7 +374,6 @@ fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
         peer,
         hybrid: frozen.hybrid,
         mux: frozen.mux,
-        cutter: frozen.cutter,
         target: frozen.target,
         sealer: Sealer::with_counter(&send_key, frozen.sent_objects),
         opener: Opener::with_replay(&receive_key, frozen.replay),

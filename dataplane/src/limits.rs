@@ -128,6 +128,11 @@ pub const SECOND_NS: u64 = 1_000_000_000;
 /// Session handshake, from accept to message 3 (dmsg-wire 3): then the connection is closed.
 pub const HANDSHAKE_TIMEOUT_NS: u64 = 5 * SECOND_NS;
 
+/// From the end of the handshake to the peer's first byte, which tells its multiplexer; then the session is closed. Nothing is
+/// sent before it, so there is no ping to ask: clients of 2026 ping at once, those of 2024 every 30 s (dmsg-wire 5.6, 15), and
+/// what they may be late is what an answer may.
+pub const FIRST_BYTE_TIMEOUT_NS: u64 = 45 * SECOND_NS;
+
 /// Reading the request of a new stream (dmsg-wire 11.3): then the stream is closed.
 pub const REQUEST_TIMEOUT_NS: u64 = 5 * SECOND_NS;
 

@@ -59,6 +59,8 @@ pub struct SessionReport {
     pub address: SocketAddr,
     /// Whether the handshake had the post-quantum part.
     pub hybrid: bool,
+    /// Its multiplexer: `yamux`, `smux 1`, `smux 2`, or `unknown` before its first byte.
+    pub multiplexer: &'static str,
     /// Streams, of both sides.
     pub streams: usize,
 }
@@ -128,6 +130,7 @@ impl<D: Driver> Worker<D> {
                 peer: open.peer,
                 address: session.peer_address,
                 hybrid: open.hybrid,
+                multiplexer: open.mux.name(),
                 streams: open.mux.stream_count(),
             }),
         });

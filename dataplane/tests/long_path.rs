@@ -35,7 +35,7 @@ fn transfer(mut a: Peer, on_a: u32, b: &mut Peer, on_b: u32, len: usize) -> f64 
         }
         // The peer must go on answering until everything has arrived.
         let deadline = Instant::now() + LIMIT;
-        while Instant::now() < deadline && !a.closed && a.mux.session().stream(on_a).is_some() {
+        while Instant::now() < deadline && !a.closed && a.mux.has(on_a) {
             a.pump();
         }
     });

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use ringwire_dataplane::Server;
 use ringwire_dataplane::counters::Counter;
-use ringwire_proto::yamux::{ConnectionEvent, Header};
+use ringwire_proto::yamux::Header;
 use support::drivers::on_each_driver;
+use support::mux::MuxEvent;
 use support::{LIMIT, Peer, bridge, start_server, start_server_with};
 
 on_each_driver!(
@@ -181,11 +182,11 @@ fn a_slow_connection_with_bulk_still_gets_pings_and_echoes() {
         }
         for event in b.events() {
             match event {
-                ConnectionEvent::PingAnswered { rtt_ns, .. } => {
+                MuxEvent::PingAnswered { rtt_ns, .. } => {
                     pings.push(Duration::from_nanos(rtt_ns));
                     waiting = false;
                 }
-                ConnectionEvent::Readable(stream) => {
+                MuxEvent::Readable(stream) => {
                     let mut bytes = [0; 65_536];
                     while let Ok(len @ 1..) = b.mux.read(stream, &mut bytes) {
                         if stream == echo_b {

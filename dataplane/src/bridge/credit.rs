@@ -52,18 +52,15 @@ impl<D: Driver> Worker<D> {
         let len = len - own as u32;
         let (source_key, backlog) = (half.partner, half.queue.len());
         let Some(source) = self.halves.find_mut(source_key) else { return };
-        if source.state == State::Ending && source.finished {
-            return;
-        }
         source.window_len += len as usize;
         let (session, stream) = (source.session, source.stream);
         let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) else { return };
         // Only what it sent and did not get back counts.
-        let owed = open.mux.stream(stream).map_or(0, |stream| stream.unconsumed()).min(len);
-        let kept = withhold(source, owed as usize, backlog);
+        let owed = open.mux.unconsumed(stream).min(len as usize);
+        let kept = withhold(source, owed, backlog);
         self.budget.release(kept);
         open.promised -= kept;
-        open.mux.consumed(stream, owed - kept as u32);
+        open.mux.consumed(stream, owed - kept);
         self.mark(session);
         self.consider_window(source_key, backlog);
     }
@@ -101,7 +98,7 @@ impl<D: Driver> Worker<D> {
         }
         if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
             open.promised += extra;
-            open.mux.grant_extra(stream, extra as u32);
+            open.mux.grant_extra(stream, extra);
         }
         self.mark(session);
     }

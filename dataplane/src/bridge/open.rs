@@ -103,7 +103,7 @@ impl<D: Driver> Worker<D> {
         let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) else {
             return Head::Incomplete;
         };
-        open.mux.consumed(stream, packet.len() as u32);
+        open.mux.consumed(stream, packet.len());
         if len == 0 {
             return Head::Ping;
         }
@@ -171,13 +171,7 @@ impl<D: Driver> Worker<D> {
             self.halves.remove(forward_key);
             return self.end_half(half_key);
         }
-        let opened = self
-            .sessions
-            .find_mut(session)
-            .and_then(Session::open_mut)
-            .ok_or("no session")
-            .and_then(|open| open.mux.open(now, forward_key).map_err(|_| "not now"));
-        let Ok(stream) = opened else {
+        let Some(stream) = self.open_stream(session, forward_key) else {
             self.release_promise(forward_key);
             self.halves.remove(forward_key);
             return self.refuse_request(half_key, Counter::RefusedOpen);

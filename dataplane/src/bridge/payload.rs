@@ -56,7 +56,7 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find(half_key) else { return };
         let (session, stream) = (half.session, half.stream);
         if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
-            open.mux.consumed(stream, len as u32);
+            open.mux.consumed(stream, len);
         }
         self.mark(session);
     }
@@ -198,7 +198,12 @@ impl<D: Driver> Worker<D> {
             self.list_half(partner);
         }
         if gone {
-            self.remove_half(half_key);
+            return self.remove_half(half_key);
+        }
+        let Some(half) = self.halves.find(half_key) else { return };
+        let open = self.sessions.find(half.session).and_then(Session::open);
+        if open.is_some_and(|open| !open.mux.has_close_timer()) {
+            self.set_deadline(half_key, now + limits::CLOSE_GRACE_NS);
         }
     }
 
@@ -229,6 +234,14 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find(half_key) else { return };
         let (partner, state) = (half.partner, half.state);
         self.remove_half(half_key);
+        self.end_partner(partner, state);
+    }
+
+    /// A half's peer broke the rules of its stream: it ends as if the peer had reset it, and the peer is told.
+    pub(crate) fn break_half(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find(half_key) else { return };
+        let (partner, state) = (half.partner, half.state);
+        self.reset_half(half_key);
         self.end_partner(partner, state);
     }
 
@@ -287,11 +300,9 @@ impl<D: Driver> Worker<D> {
     }
 
     fn has_sent_finish(&self, half_key: Key) -> bool {
-        let stream = self
-            .halves
-            .find(half_key)
-            .and_then(|half| self.sessions.find(half.session)?.open()?.mux.stream(half.stream));
-        stream.is_some_and(|stream| stream.sent_fin())
+        let Some(half) = self.halves.find(half_key) else { return false };
+        let open = self.sessions.find(half.session).and_then(Session::open);
+        open.is_some_and(|open| open.mux.has_finished(half.stream))
     }
 
     /// Sets what the clock says about a half and makes the wheel fire in time.
@@ -326,6 +337,8 @@ impl<D: Driver> Worker<D> {
             return;
         }
         half.deadline = Nanos::MAX;
+        let has_sent_finish = self.has_sent_finish(half_key);
+        let Some(half) = self.halves.find_mut(half_key) else { return };
         match half.state {
             State::Request => {
                 self.counters.count(Counter::StreamsTimedOut);
@@ -336,6 +349,8 @@ impl<D: Driver> Worker<D> {
                 self.refuse_response(half_key);
             }
             State::Bridged => self.check_idle(half_key, now),
+            // Everything is said; the peer does not finish, and its multiplexer has no clock for it.
+            State::Ending if has_sent_finish => self.reset_half(half_key),
             // It moves: on with it.
             State::Ending if half.delivers && half.sent_at + limits::DELIVERY_STALL_TIMEOUT_NS > now => {
                 let deadline = half.sent_at + limits::DELIVERY_STALL_TIMEOUT_NS;

@@ -3,10 +3,9 @@
 use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::{Handshake, HandshakeError, Outcome, Pattern, Role};
 use ringwire_proto::packet::{Opener, Sealer};
-use ringwire_proto::yamux::{self, Cutter};
 use ringwire_proto::{frame, frame::FrameError};
 
-use super::{CloseReason, Open, Phase, Target};
+use super::{CloseReason, Mux, Open, Phase, Target};
 use crate::counters::Counter;
 use crate::driver::Driver;
 use crate::limits;
@@ -92,8 +91,7 @@ impl<D: Driver> Worker<D> {
         let open = Open {
             peer,
             hybrid: outcome.hybrid,
-            mux: yamux::Session::new(self.settings.yamux, now),
-            cutter: Cutter::new(),
+            mux: Mux::unknown(now),
             target: Target::NONE,
             sealer: Sealer::new(&outcome.send),
             opener: Opener::new(&outcome.receive),

@@ -1,8 +1,10 @@
 //! Bytes of a session: cut into frames, headers to the multiplexer, payload to the halves.
 
-use ringwire_proto::yamux::{Event, Header, Incoming, Kind, Payload, Piece, Violation};
+use ringwire_proto::smux;
+use ringwire_proto::yamux::{self, Incoming, Kind, Payload};
 
-use super::{CloseReason, Phase, Target};
+use super::mux::Violation;
+use super::{CloseReason, Mux, Phase, Session, Target};
 use crate::counters::Counter;
 use crate::driver::{Driver, ReceiveEnd, SocketKey};
 use crate::limits;
@@ -35,6 +37,10 @@ impl<D: Driver> Worker<D> {
         let Some(session) = self.sessions.find_mut(key).filter(|session| !session.receiving) else { return };
         // A stranger whose bytes wait for their turn is not asked for more.
         let waits = matches!(&session.phase, Phase::Handshake(half_open) if half_open.deferred);
+        session.unread = session.open().is_some_and(|open| !open.mux.may_receive());
+        if session.unread {
+            return;
+        }
         if !self.freezing && !waits {
             session.receiving = true;
             self.driver.receive(session.socket);
@@ -127,39 +133,128 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    /// Bytes of an authenticated session: frames.
+    /// Bytes of an authenticated session: frames of the multiplexer that its first byte told.
     fn receive_open(&mut self, key: Key, span: Span) {
+        let now = self.driver.now();
+        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
+        if let Mux::Unknown { .. } = open.mux {
+            let Some(&first) = self.driver.pool().bytes(span).first() else { return };
+            match Mux::of_first_byte(first, self.settings.yamux, now) {
+                Ok(mux) => self.settle_mux(key, mux),
+                Err(violation) => return self.fail_session(key, violation),
+            }
+        }
+        match self.sessions.find_mut(key).and_then(Session::open_mut).map(|open| &mut open.mux) {
+            Some(Mux::Yamux(session, _)) => {
+                session.handle_bytes_received(now);
+                self.receive_yamux(key, span);
+            }
+            Some(Mux::Smux(session, _)) => {
+                session.handle_bytes_received(now);
+                self.receive_smux(key, span);
+            }
+            Some(Mux::Unknown { .. }) | None => {}
+        }
+    }
+
+    /// The multiplexer of a session is known: its clocks start.
+    fn settle_mux(&mut self, key: Key, mux: Mux) {
+        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
+        tracing::debug!(peer = %open.peer, multiplexer = mux.name(), "session multiplexer");
+        self.counters.add(Counter::SessionsSmux, u64::from(matches!(mux, Mux::Smux(..))));
+        open.mux = mux;
+        self.arm_session_timer(key);
+    }
+
+    /// Opens a stream towards a session's peer. One that has not spoken yet is taken for yamux (dmsg-wire 4.5).
+    pub(crate) fn open_stream(&mut self, key: Key, half: Key) -> Option<u32> {
+        let now = self.driver.now();
+        if let Mux::Unknown { .. } = self.sessions.find(key)?.open()?.mux {
+            self.settle_mux(key, Mux::yamux(self.settings.yamux, now));
+        }
+        self.sessions.find_mut(key)?.open_mut()?.mux.open(now, half)
+    }
+
+    fn receive_yamux(&mut self, key: Key, span: Span) {
         let mut at = 0;
         let now = self.driver.now();
-        if let Some(open) = self.sessions.find_mut(key).and_then(super::Session::open_mut) {
-            open.mux.handle_bytes_received(now);
-        }
         // One piece at a time: what a header leads to may end this very session.
-        while let Some(open) = self.sessions.find_mut(key).and_then(super::Session::open_mut) {
-            match open.cutter.next(self.driver.pool().bytes(span), &mut at) {
-                Ok(Some(Piece::Header { header, .. })) => match open.mux.handle_header(now, &header) {
-                    Ok(incoming) => self.handle_incoming(key, &header, &incoming),
-                    Err(violation) => return self.fail_session(key, violation),
+        while let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) {
+            let Mux::Yamux(session, cutter) = &mut open.mux else { return };
+            match cutter.next(self.driver.pool().bytes(span), &mut at) {
+                Ok(Some(yamux::Piece::Header { header, .. })) => match session.handle_header(now, &header) {
+                    Ok(incoming) => {
+                        if header.kind == Kind::Ping {
+                            self.note_round_trips(key);
+                        }
+                        self.handle_incoming(key, &incoming);
+                    }
+                    Err(violation) => return self.fail_session(key, violation.into()),
                 },
-                Ok(Some(Piece::Payload { range, last })) => {
-                    let target = open.target;
-                    let part = span.part(range.start, range.len());
-                    match target.half {
-                        Some(half) => self.receive_payload(half, part),
-                        None => self.counters.add(Counter::BytesDropped, part.len() as u64),
-                    }
-                    if last {
-                        self.end_payload(key, target);
-                    }
+                Ok(Some(yamux::Piece::Payload { range, last })) => {
+                    self.take_payload(key, span.part(range.start, range.len()), last);
                 }
                 Ok(None) => break,
-                Err(fault) => return self.fail_session(key, fault.into()),
+                Err(fault) => return self.fail_session(key, yamux::Violation::from(fault).into()),
             }
         }
     }
 
+    /// As [`receive_yamux`](Self::receive_yamux). What the frames mean is the same, save that a peer can break a single
+    /// stream.
+    fn receive_smux(&mut self, key: Key, span: Span) {
+        let mut at = 0;
+        let now = self.driver.now();
+        while let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) {
+            let Mux::Smux(session, cutter) = &mut open.mux else { return };
+            let incoming = match cutter.next(self.driver.pool().bytes(span), &mut at) {
+                Ok(Some(smux::Piece::Header(header))) => match session.handle_header(now, &header) {
+                    Ok(incoming) => incoming,
+                    Err(violation) => return self.fail_session(key, violation.into()),
+                },
+                Ok(Some(smux::Piece::Update { stream, update })) => {
+                    session.handle_update(now, stream, update)
+                }
+                Ok(Some(smux::Piece::Payload { range, last })) => {
+                    self.take_payload(key, span.part(range.start, range.len()), last);
+                    continue;
+                }
+                Ok(None) => break,
+                Err(fault) => return self.fail_session(key, smux::Violation::from(fault).into()),
+            };
+            if let Some(fault) = incoming.fault {
+                self.break_stream(key, incoming.tag, fault);
+            }
+            self.handle_incoming(key, &as_yamux(&incoming));
+        }
+    }
+
+    /// The peer broke a rule of one stream: that bridge ends, the session goes on.
+    fn break_stream(&mut self, key: Key, half: Option<Key>, fault: smux::StreamFault) {
+        self.counters.count(Counter::StreamViolations);
+        let peer = self.sessions.find(key).and_then(Session::open).map(|open| open.peer);
+        tracing::debug!(?peer, %fault, "stream violation");
+        if let Some(half) = half {
+            self.break_half(half);
+        }
+    }
+
+    /// A part of a frame's payload, to the half that its header named.
+    fn take_payload(&mut self, key: Key, part: Span, last: bool) {
+        let Some(target) = self.sessions.find(key).and_then(Session::open).map(|open| open.target) else {
+            return;
+        };
+        match target.half {
+            Some(half) => self.receive_payload(half, part),
+            None => self.counters.add(Counter::BytesDropped, part.len() as u64),
+        }
+        if last {
+            self.end_payload(key, target);
+        }
+    }
+
     /// What a header means, before its payload.
-    fn handle_incoming(&mut self, key: Key, header: &Header, incoming: &Incoming<Key>) {
+    fn handle_incoming(&mut self, key: Key, incoming: &Incoming<Key>) {
         if incoming.opened {
             self.accept_stream(key, incoming.stream);
         }
@@ -169,9 +264,6 @@ impl<D: Driver> Worker<D> {
             }
             return;
         }
-        if header.kind == Kind::Ping {
-            self.note_round_trips(key);
-        }
         // A header may queue answers: a pong, an acknowledgement, a reset.
         self.mark(key);
         if incoming.credit > 0
@@ -180,7 +272,7 @@ impl<D: Driver> Worker<D> {
             self.list_half(half);
         }
         // An acknowledgement of `accept_stream` above is not in `incoming.tag` yet.
-        let half = incoming.tag.or_else(|| self.sessions.find(key)?.open()?.mux.stream(incoming.stream)?.tag);
+        let half = incoming.tag.or_else(|| self.sessions.find(key)?.open()?.mux.tag(incoming.stream));
         let behind = Target { half: None, finished: incoming.finished, closed: incoming.closed };
         match incoming.payload {
             Payload::None => self.end_payload(key, Target { half, ..behind }),
@@ -193,7 +285,6 @@ impl<D: Driver> Worker<D> {
             }
             Payload::Discard(_) => {
                 self.counters.count(Counter::FramesReceived);
-                debug_assert!(header.payload_len() > 0, "only payload is discarded");
                 // A FIN may ride on data that comes behind the peer's own FIN: a violation the multiplexer reports; here the
                 // stream, if any, only loses the bytes.
                 self.set_target(key, Target::NONE);
@@ -203,22 +294,20 @@ impl<D: Driver> Worker<D> {
 
     /// Pings that were answered say how long the way is.
     fn note_round_trips(&mut self, key: Key) {
-        let Some(open) = self.sessions.find_mut(key).and_then(super::Session::open_mut) else { return };
-        while let Some(event) = open.mux.poll_event() {
-            if let Event::PingAnswered { rtt_ns, .. } = event {
-                // A longer one is mostly queueing in front of the answer: it counts for an eighth.
-                open.round_trip_ns = Some(match open.round_trip_ns {
-                    Some(known) if rtt_ns > known => known + (rtt_ns - known) / 8,
-                    _ => rtt_ns,
-                });
-            }
+        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
+        while let Some(rtt_ns) = open.mux.poll_round_trip() {
+            // A longer one is mostly queueing in front of the answer: it counts for an eighth.
+            open.round_trip_ns = Some(match open.round_trip_ns {
+                Some(known) if rtt_ns > known => known + (rtt_ns - known) / 8,
+                _ => rtt_ns,
+            });
         }
     }
 
     /// The round trip to a session's peer in nanoseconds, if known; asks for it at most once in `ROUND_TRIP_INTERVAL_NS`.
     pub(crate) fn round_trip(&mut self, key: Key) -> Option<u64> {
         let now = self.driver.now();
-        let open = self.sessions.find_mut(key).and_then(super::Session::open_mut)?;
+        let open = self.sessions.find_mut(key).and_then(Session::open_mut)?;
         if open.pinged_at == 0 || now.saturating_sub(open.pinged_at) >= limits::ROUND_TRIP_INTERVAL_NS {
             open.pinged_at = now;
             open.mux.ping(now);
@@ -227,7 +316,7 @@ impl<D: Driver> Worker<D> {
     }
 
     fn set_target(&mut self, key: Key, target: Target) {
-        if let Some(open) = self.sessions.find_mut(key).and_then(super::Session::open_mut) {
+        if let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) {
             open.target = target;
         }
     }
@@ -251,11 +340,30 @@ impl<D: Driver> Worker<D> {
         let peer = session.open().map(|open| open.peer);
         tracing::info!(?peer, %violation, "session violation");
         match violation.go_away() {
-            Some(header) => {
-                session.outbox.extend_from_slice(&header.encode());
+            Some(frame) => {
+                session.outbox.extend_from_slice(frame.bytes());
                 self.close_after_flush(key, CloseReason::Violation);
             }
             None => self.close_session(key, CloseReason::Violation),
         }
+    }
+}
+
+/// The same facts in the words of the other multiplexer.
+fn as_yamux(incoming: &smux::Incoming<Key>) -> Incoming<Key> {
+    Incoming {
+        stream: incoming.stream,
+        tag: incoming.tag,
+        opened: incoming.opened,
+        acked: false,
+        credit: incoming.credit,
+        payload: match incoming.payload {
+            smux::Payload::None => Payload::None,
+            smux::Payload::Deliver(len) => Payload::Deliver(len.into()),
+            smux::Payload::Discard(len) => Payload::Discard(len.into()),
+        },
+        finished: incoming.finished,
+        reset: false,
+        closed: incoming.closed,
     }
 }

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use ringwire_proto::frame::FrameReader;
-use ringwire_proto::yamux::Timeout;
 
 use super::handshake::HALF_OPEN_FRAME_MAX;
+use super::mux::Timeout;
 use super::{HalfOpen, Phase, Session};
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos, SocketKey};
@@ -115,7 +115,7 @@ impl<D: Driver> Worker<D> {
         while let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) {
             match open.mux.handle_timeout(now) {
                 None => break,
-                Some(Timeout::StreamTimedOut { tag, .. }) => {
+                Some(Timeout::StreamTimedOut(tag)) => {
                     if let Some(half) = tag {
                         self.remove_half(half);
                     }
@@ -158,7 +158,7 @@ impl<D: Driver> Worker<D> {
     /// Takes a session out of the directory and ends its streams: nobody waits for it from here on.
     fn detach_session(&mut self, key: Key) {
         let Some(open) = self.sessions.find(key).and_then(Session::open) else { return };
-        let halves: Vec<Key> = open.mux.streams().filter_map(|(_, stream)| stream.tag).collect();
+        let halves: Vec<Key> = open.mux.tags();
         // Identity-checked: the entry may be a newer session's already.
         if self.directory.get(&open.peer) == Some(&key) {
             let peer = open.peer;

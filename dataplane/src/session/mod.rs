@@ -6,6 +6,7 @@
 mod handshake;
 mod inbound;
 mod life;
+mod mux;
 mod outbound;
 mod rounds;
 
@@ -16,7 +17,6 @@ use ringwire_proto::frame::FrameReader;
 use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::{Handshake, TransportKey};
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
-use ringwire_proto::yamux::{self, Cutter};
 
 use crate::aead::AwsLcAead;
 use crate::driver::{Nanos, SocketKey};
@@ -24,6 +24,7 @@ use crate::limits;
 use crate::slab::Key;
 
 pub use life::CloseReason;
+pub(crate) use mux::{Frame, Mux};
 use rounds::Rounds;
 
 /// One connection of a worker.
@@ -34,6 +35,8 @@ pub(crate) struct Session {
     pub(crate) phase: Phase,
     /// A receive is with the driver.
     pub(crate) receiving: bool,
+    /// Not asked for more until its multiplexer may receive again.
+    pub(crate) unread: bool,
     /// A gathered send is with the driver.
     pub(crate) sending: bool,
     /// Since when.
@@ -81,8 +84,7 @@ impl std::fmt::Debug for HalfOpen {
 pub(crate) struct Open {
     pub(crate) peer: PublicKey,
     pub(crate) hybrid: bool,
-    pub(crate) mux: yamux::Session<Key>,
-    pub(crate) cutter: Cutter,
+    pub(crate) mux: Mux,
     /// Whose payload the bytes after the last header are.
     pub(crate) target: Target,
     /// One counter for all objects we send on this session, in the order of sealing (dmsg-wire 7).
@@ -128,6 +130,7 @@ impl Session {
             peer_address,
             phase,
             receiving: false,
+            unread: false,
             sending: false,
             sending_since: 0,
             gather_len_max: limits::GATHER_LEN_MAX,

@@ -4,8 +4,6 @@
 //! 2. Halves with little to send: requests, responses, keystrokes.
 //! 3. Bulk, by deficit round robin: each half a quantum a round.
 
-use ringwire_proto::yamux::Header;
-
 use super::{CloseReason, Session};
 use crate::bridge::Listed;
 use crate::counters::Counter;
@@ -32,7 +30,12 @@ impl<D: Driver> Worker<D> {
         for &key in &marked {
             if let Some(session) = self.sessions.find_mut(key) {
                 session.marked = false;
+                let unread = session.unread;
                 self.send_gathered(key);
+                if unread {
+                    // What left may have made room.
+                    self.arm_receive(key);
+                }
             }
         }
         marked.clear();
@@ -86,8 +89,8 @@ impl<D: Driver> Worker<D> {
     fn gather_control(&mut self, key: Key, gather: &mut Gather) {
         let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
         while gather.has_room(1) {
-            let Some(header) = open.mux.poll_control() else { break };
-            gather.push_header(&header.encode());
+            let Some(frame) = open.mux.poll_control() else { break };
+            gather.push_header(frame.bytes());
         }
     }
 
@@ -116,10 +119,10 @@ impl<D: Driver> Worker<D> {
             open.bulk.push(half.source, half_key);
             return;
         }
-        let wanted = half.queue.len().min(limits::STREAM_QUANTUM_LEN).min(room);
+        let wanted = half.queue.len().min(limits::STREAM_QUANTUM_LEN).min(open.mux.frame_len_max()).min(room);
         // Slices are bounded too: a queue of many tiny ones goes out in several sends.
         let wanted = wanted.min(half.queue.len_of(&self.nodes, gather.parts_left().saturating_sub(2)));
-        let mut granted = if wanted == 0 { 0 } else { open.mux.reserve(half.stream, wanted as u32) as usize };
+        let mut granted = if wanted == 0 { 0 } else { open.mux.reserve(half.stream, wanted) };
         if planted::is(Bug::CreditOffByOne) && granted > 0 && granted < wanted {
             granted += 1;
         }
@@ -127,14 +130,14 @@ impl<D: Driver> Worker<D> {
             if let Some(since) = half.blocked_since.take() {
                 half.blocked_ns += now.saturating_sub(since);
             }
-            gather.push_header(&Header::data(half.stream, granted as u32).encode());
+            gather.push_header(open.mux.data(half.stream, granted).bytes());
             let mut left = granted;
             while left > 0 {
                 let Some(span) = half.queue.pop(&mut self.nodes, self.driver.pool(), left) else { break };
                 left -= span.len();
                 if planted::is(Bug::HeaderOverNeighbour) {
-                    let header = Header::data(half.stream, granted as u32).encode();
-                    self.driver.pool().write_before(span, &header);
+                    let header = open.mux.data(half.stream, granted);
+                    self.driver.pool().write_before(span, header.bytes());
                 }
                 gather.push_payload(span);
             }
@@ -145,10 +148,10 @@ impl<D: Driver> Worker<D> {
         }
         if half.queue.is_empty() || (half.finish && planted::is(Bug::FinishBeforeData)) {
             if half.finish {
-                let header = open.mux.finish(now, half.stream);
-                let gone = open.mux.stream(half.stream).is_none();
-                if let Some(header) = header {
-                    gather.push_header(&header.encode());
+                let frame = open.mux.finish(now, half.stream);
+                let gone = !open.mux.has(half.stream);
+                if let Some(frame) = frame {
+                    gather.push_header(frame.bytes());
                 }
                 self.half_sent_finish(half_key, gone);
             }

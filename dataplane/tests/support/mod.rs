@@ -1,4 +1,4 @@
-//! A dmsg client for tests: blocking socket, its own session keys, yamux through `ringwire_proto::yamux::Connection`.
+//! A dmsg client for tests: blocking socket, its own session keys, yamux or smux through the connections of `ringwire_proto`.
 //!
 //! Kept apart from the client library of the control plane, so that a mistake made twice does not cancel out.
 #![allow(dead_code, reason = "each test file uses its part")]
@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 pub mod drivers;
+#[path = "../../sim/src/peer/mux.rs"]
+pub mod mux;
 pub mod proxy;
 
 use std::io::{ErrorKind, Read, Write};
@@ -23,7 +25,10 @@ use ringwire_proto::object::{
     sign_object,
 };
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
-use ringwire_proto::yamux::{Config, Connection, ConnectionEvent, StreamError};
+use ringwire_proto::smux::Version;
+use ringwire_proto::yamux::StreamError;
+
+use mux::{ClientMux, MuxEvent};
 
 /// How long anything in a test may take before it counts as lost.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -47,7 +52,7 @@ pub struct Peer {
     pub key: PublicKey,
     pub server: PublicKey,
     pub hybrid: bool,
-    pub mux: Connection,
+    pub mux: ClientMux,
     pub socket: TcpStream,
     pub closed: bool,
     sealer: Sealer<AwsLcAead>,
@@ -90,7 +95,7 @@ impl Peer {
             secret,
             server,
             hybrid: outcome.hybrid,
-            mux: Connection::new(Config::client(), 0),
+            mux: ClientMux::new(None, 0),
             socket,
             closed: false,
             sealer: Sealer::new(&outcome.send),
@@ -100,12 +105,22 @@ impl Peer {
         })
     }
 
+    /// A peer that speaks smux.
+    pub fn connect_smux(server: &Server, version: Version) -> Self {
+        let mut peer = Self::connect(server);
+        peer.mux = ClientMux::new(Some(version), 0);
+        peer
+    }
+
     /// Waits until the server has filed this session: message 3 may still be on its way.
     pub fn settle(&mut self) {
         let stream = self.open();
         self.write(stream, &[0, 0]);
         self.read_exact(stream, 2);
         self.wait_end(stream);
+        let now = self.now();
+        self.mux.finish(now, stream);
+        self.flush();
     }
 
     pub fn now(&self) -> u64 {
@@ -116,6 +131,9 @@ impl Peer {
     pub fn pump(&mut self) {
         self.flush();
         let mut buffer = [0; 65_536];
+        if !self.mux.may_receive() {
+            return;
+        }
         match self.socket.read(&mut buffer) {
             Ok(0) => self.closed = true,
             Ok(len) => {
@@ -254,7 +272,7 @@ impl Peer {
         stream
     }
 
-    pub fn events(&mut self) -> Vec<ConnectionEvent> {
+    pub fn events(&mut self) -> Vec<MuxEvent> {
         std::iter::from_fn(|| self.mux.poll_event()).collect()
     }
 }
