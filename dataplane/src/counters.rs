@@ -3,9 +3,8 @@
 //! Things that open and close are pairs of counters, never a gauge, so that a reader misses nothing. The help text of
 //! each says when it moves.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use crossbeam::utils::CachePadded;
+use ringwire_ipc::counters::{CELLS, CellIndex, CounterPage, CounterWriter};
+use ringwire_ipc::region::{Region, RegionError};
 
 macro_rules! counters {
     ($($(#[doc = $help:literal])+ $name:ident => $text:literal,)+) => {
@@ -86,6 +85,8 @@ counters! {
     RefusedStreamLimit => "refused_stream_limit_total",
     /// A stream was refused: nine tenths of the memory budget are used.
     RefusedBudget => "refused_budget_total",
+    /// A stream was refused: the server is draining.
+    RefusedDraining => "refused_draining_total",
     /// A stream was refused: the destination cannot take another stream now.
     RefusedOpen => "refused_open_total",
     /// A stream was refused: the destination's response was missing, invalid or a refusal.
@@ -122,6 +123,10 @@ counters! {
     Receives => "receives_total",
     /// Receives that found no free page.
     ReceivesStarved => "receives_starved_total",
+    /// An event for the control plane was dropped: it does not read them.
+    EventsDropped => "events_dropped_total",
+    /// The control plane broke the rules of shared memory; its channel was cut.
+    ChannelFaults => "channel_faults_total",
     /// A frozen worker went on in this one.
     Thaws => "thaws_total",
     /// Turns of the worker.
@@ -134,21 +139,46 @@ counters! {
 
 /// One worker's cells.
 #[derive(Debug)]
-pub struct CounterBlock(CachePadded<[AtomicU64; Counter::ALL.len()]>);
+pub struct CounterBlock(CounterWriter);
 
 impl Default for CounterBlock {
+    /// A block that no other process reads.
     fn default() -> Self {
-        Self(CachePadded::new([const { AtomicU64::new(0) }; Counter::ALL.len()]))
+        Self(CounterWriter::private())
+    }
+}
+
+const _: () = assert!(Counter::ALL.len() <= CELLS, "every counter has a cell of the page");
+
+impl Counter {
+    /// Its cell in a worker's counter page.
+    pub const fn cell(self) -> CellIndex {
+        match CellIndex::new(self as usize) {
+            Some(cell) => cell,
+            None => panic!("every counter has a cell of the page"),
+        }
     }
 }
 
 impl CounterBlock {
+    /// A block whose page other processes may read.
+    ///
+    /// # Errors
+    /// The kernel's: descriptors or memory are used up.
+    pub fn shared() -> Result<Self, RegionError> {
+        Ok(Self(CounterWriter::new(Region::create(ringwire_ipc::channel::COUNTERS_EPOCH)?)))
+    }
+
+    /// The page's region, if other processes may read it.
+    pub fn region(&self) -> Option<&Region<CounterPage>> {
+        self.0.region()
+    }
+
     /// Adds to a counter. Only the worker that owns the block calls this: load and store instead of an atomic addition,
     /// which would lock the line.
     #[inline]
     pub fn add(&self, counter: Counter, amount: u64) {
-        let cell = &self.0[counter as usize];
-        cell.store(cell.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
+        self.0.add(counter.cell(), amount);
     }
 
     /// Adds one.
@@ -159,7 +189,7 @@ impl CounterBlock {
 
     /// The value now.
     pub fn value(&self, counter: Counter) -> u64 {
-        self.0[counter as usize].load(Ordering::Relaxed)
+        self.0.read(counter.cell())
     }
 }
 

@@ -94,6 +94,7 @@ struct FrozenSession {
     gather_len_max: usize,
     peer: Vec<u8>,
     hybrid: bool,
+    opened_at: Nanos,
     mux: Mux,
     target: Target,
     send_key: [u8; 32],
@@ -357,6 +358,7 @@ fn freeze_session(session: Session) -> Option<FrozenSession> {
         gather_len_max: session.gather_len_max,
         peer: open.peer.as_bytes().to_vec(),
         hybrid: open.hybrid,
+        opened_at: open.opened_at,
         mux: open.mux,
         target: open.target,
         send_key: *open.send_key.expose(),
@@ -373,6 +375,7 @@ fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
     let open = Open {
         peer,
         hybrid: frozen.hybrid,
+        opened_at: frozen.opened_at,
         mux: frozen.mux,
         target: frozen.target,
         sealer: Sealer::with_counter(&send_key, frozen.sent_objects),

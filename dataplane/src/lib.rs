@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 mod bridge;
+mod channel;
 mod choice;
 mod clock;
 mod server;
@@ -30,6 +31,7 @@ pub mod limits;
 pub mod mail;
 pub mod planted;
 pub mod poll;
+pub mod process;
 pub mod queue;
 pub mod ring;
 pub mod slab;

@@ -122,6 +122,27 @@ pub const HALF_OPEN_MAX: usize = 8192;
 /// closed at once.
 pub const STREAMS_PER_SESSION_MAX: u32 = 2048;
 
+/// Commands of the control plane taken in one turn.
+pub const COMMANDS_PER_TURN_MAX: usize = 16;
+
+/// Listings that one worker has under way at a time; the next is refused.
+pub const LISTINGS_MAX: usize = 4;
+
+/// Entries a listing adds to the event ring in one turn.
+pub const LISTED_PER_TURN_MAX: usize = 64;
+
+/// Room in the event ring that listings leave to what happens meanwhile, in events.
+pub const LISTING_ROOM_MIN: usize = 1024;
+
+/// How soon a listing that found no room looks again, in nanoseconds.
+pub const LISTING_RETRY_NS: u64 = 5_000_000;
+
+/// How soon a control plane that missed events is told, once it reads again, in nanoseconds.
+pub const RESYNC_RETRY_NS: u64 = 100_000_000;
+
+/// How often a draining worker closes sessions that have become idle, in nanoseconds.
+pub const DRAIN_SWEEP_NS: u64 = 50_000_000;
+
 /// A second, in nanoseconds.
 pub const SECOND_NS: u64 = 1_000_000_000;
 

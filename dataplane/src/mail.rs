@@ -5,9 +5,10 @@
 use std::net::SocketAddr;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
+use ringwire_ipc::channel::WorkerEnd;
 use ringwire_proto::identity::PublicKey;
 
-use crate::bridge::State;
+use crate::bridge::{Half, State};
 use crate::driver::{Driver, Nanos};
 use crate::session::{CloseReason, Phase};
 use crate::slab::Key;
@@ -26,6 +27,12 @@ pub enum Order {
     /// Use at most so many bytes of buffer memory; the answer is what is in force. Less than what is used resets the
     /// longest-stalled backlogs.
     Budget(usize, Sender<usize>),
+    /// Speak with the control plane over this channel from now on; a former one is dropped unread.
+    Attach(Box<WorkerEnd>),
+    /// The control plane is gone.
+    Detach,
+    /// Accept nothing new, and end when every session has ended, or at this time.
+    Drain(Nanos),
 }
 
 /// The two ends of a worker's mail.
@@ -53,6 +60,8 @@ pub struct Report {
 /// One session.
 #[derive(Debug, Clone)]
 pub struct SessionReport {
+    /// Names it within its worker; never used again while the worker lives.
+    pub session: u64,
     /// The peer's key.
     pub peer: PublicKey,
     /// Where it connects from.
@@ -63,6 +72,8 @@ pub struct SessionReport {
     pub multiplexer: &'static str,
     /// Streams, of both sides.
     pub streams: usize,
+    /// When it was authenticated.
+    pub opened_at: Nanos,
 }
 
 /// One bridge.
@@ -76,6 +87,8 @@ pub struct BridgeReport {
     pub forth: DirectionReport,
     /// From the destination to the source.
     pub back: DirectionReport,
+    /// When it started.
+    pub since: Nanos,
 }
 
 /// One direction of a bridge.
@@ -119,14 +132,19 @@ impl<D: Driver> Worker<D> {
             Order::Budget(limit, answer) => {
                 let _ = answer.try_send(self.budget.set_limit(limit));
             }
+            Order::Attach(end) => self.attach(end),
+            Order::Detach => self.detach(),
+            Order::Drain(deadline) => self.drain(deadline),
         }
     }
 
     /// The worker at this moment.
     pub fn report(&mut self) -> Report {
-        let sessions = self.sessions.iter().filter_map(|(_, session)| match &session.phase {
+        let sessions = self.sessions.iter().filter_map(|(key, session)| match &session.phase {
             Phase::Handshake(_) => None,
             Phase::Open(open) => Some(SessionReport {
+                session: key.number(),
+                opened_at: open.opened_at,
                 peer: open.peer,
                 address: session.peer_address,
                 hybrid: open.hybrid,
@@ -135,20 +153,7 @@ impl<D: Driver> Worker<D> {
             }),
         });
         let sessions = sessions.collect();
-        let bridges = self
-            .halves
-            .iter()
-            .filter(|(_, half)| half.state == State::Bridged && !half.is_forward)
-            .filter_map(|(key, half)| {
-                let peer = |key: Key| Some(self.sessions.find(key)?.open()?.peer);
-                Some(BridgeReport {
-                    source: peer(half.session)?,
-                    destination: peer(self.halves.find(half.partner)?.session)?,
-                    forth: self.direction(key, half.partner)?,
-                    back: self.direction(half.partner, key)?,
-                })
-            })
-            .collect();
+        let bridges = self.halves.iter().filter_map(|(key, half)| self.bridge_report(key, half)).collect();
         let held_len = self.driver.pool().held_len();
         Report {
             sessions,
@@ -158,6 +163,21 @@ impl<D: Driver> Worker<D> {
             promised_len: self.budget.promised(),
             budget_len: self.budget.limit(),
         }
+    }
+
+    /// The bridge whose source's half this is; `None` for any other half.
+    pub(crate) fn bridge_report(&self, key: Key, half: &Half) -> Option<BridgeReport> {
+        if half.state != State::Bridged || half.is_forward {
+            return None;
+        }
+        let peer = |key: Key| Some(self.sessions.find(key)?.open()?.peer);
+        Some(BridgeReport {
+            source: peer(half.session)?,
+            destination: peer(self.halves.find(half.partner)?.session)?,
+            forth: self.direction(key, half.partner)?,
+            back: self.direction(half.partner, key)?,
+            since: half.bridged_since,
+        })
     }
 
     fn direction(&self, from: Key, to: Key) -> Option<DirectionReport> {

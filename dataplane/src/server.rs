@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -9,11 +10,15 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender};
+use ringwire_ipc::channel::{RingDescriptors, WorkerEnd};
+use ringwire_ipc::doorbell::SocketBell;
+use ringwire_ipc::region::RegionError;
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::choice::{self, DriverChoice, DriverKind, Selection};
+use crate::clock::monotonic;
 use crate::counters::{CounterBlock, Counters};
 use crate::driver::{Driver, DriverError};
 use crate::entropy::OsEntropy;
@@ -31,6 +36,8 @@ pub struct ServerConfig {
     pub secret_key: SecretKey,
     /// Addresses to accept sessions on; port 0 takes a free one.
     pub listen: Vec<SocketAddr>,
+    /// Listening sockets to take over instead of making them: those of a data plane that has ended.
+    pub listeners: Vec<Socket>,
     /// Post-quantum part of session handshakes.
     pub hybrid: Hybrid,
     /// Buffer memory in bytes (address space; resident where used).
@@ -49,6 +56,7 @@ impl ServerConfig {
         Self {
             secret_key,
             listen,
+            listeners: Vec::new(),
             hybrid: Hybrid::Offer,
             buffer_memory_len: default_buffer_memory_len(),
             company_us_max: Settings::default().company_us_max,
@@ -88,6 +96,38 @@ pub enum StartError {
     /// A thread cannot be made, or ended while starting.
     #[error("the worker thread did not start: {0}")]
     Thread(io::Error),
+    /// There is no memory or no descriptor left for what the control plane reads.
+    #[error("cannot make the counters' shared memory: {0}. Raise the limit of open files (`ulimit -n`)")]
+    Counters(#[from] RegionError),
+    /// A listener cannot be duplicated.
+    #[error("cannot duplicate a listener: {0}. Raise the limit of open files (`ulimit -n`)")]
+    Duplicate(io::Error),
+    /// A socket that was passed is no listener.
+    #[error("a socket that was passed is no TCP listener: {0}. Start without it")]
+    Adopted(io::Error),
+}
+
+/// Why a channel to the control plane could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The kernel gave no memory or descriptor.
+    #[error(transparent)]
+    Region(#[from] RegionError),
+    /// The kernel gave no bell or no duplicate of a descriptor.
+    #[error("cannot make the channel's bell: {0}")]
+    Bell(io::Error),
+    /// The worker does not answer.
+    #[error("worker {0} does not answer")]
+    Stuck(usize),
+}
+
+/// What a worker is reached by from other threads, and what the control plane gets of it.
+#[derive(Debug, Clone)]
+struct Wakers {
+    /// For this process.
+    waker: Waker,
+    /// For the control plane.
+    bell: Waker,
 }
 
 /// How long a worker may take to answer: thousands of its turns.
@@ -102,7 +142,9 @@ pub struct Server {
     counters: Arc<CounterBlock>,
     stop: Arc<AtomicBool>,
     orders: Sender<Order>,
-    waker: Waker,
+    wakers: Wakers,
+    /// Duplicates, to hand on and to shut down.
+    listeners: Vec<Socket>,
     thread: Option<JoinHandle<Result<(), DriverError>>>,
 }
 
@@ -117,7 +159,7 @@ impl Server {
         config: ServerConfig,
         probe: impl FnOnce() -> Result<Features, DriverError>,
     ) -> Result<Self, StartError> {
-        if config.listen.is_empty() {
+        if config.listen.is_empty() && config.listeners.is_empty() {
             return Err(StartError::NoAddress);
         }
         if config.buffer_memory_len < limits::BUFFER_MEMORY_LEN_MIN {
@@ -128,15 +170,14 @@ impl Server {
         if let Some(refusal) = refusal {
             tracing::warn!(%refusal, "running on the poll driver, which needs more CPU");
         }
-        let mut listeners = Vec::with_capacity(config.listen.len());
-        let mut addresses = Vec::with_capacity(config.listen.len());
-        for &address in &config.listen {
-            let (listener, bound) = listen(address)?;
-            listeners.push(listener);
-            addresses.push(bound);
-        }
+        let (listeners, addresses) = open_listeners(config.listeners, &config.listen)?;
+        let duplicates: Vec<Socket> = listeners
+            .iter()
+            .map(Socket::try_clone)
+            .collect::<io::Result<_>>()
+            .map_err(StartError::Duplicate)?;
         let public_key = config.secret_key.public_key();
-        let counters = Arc::new(CounterBlock::default());
+        let counters = Arc::new(CounterBlock::shared()?);
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, started) = mpsc::sync_channel(1);
         let (orders, mail) = mailbox();
@@ -163,19 +204,35 @@ impl Server {
                 // The ring has a single issuer: it is made on the thread that uses it.
                 match kind {
                     DriverKind::Uring => {
-                        launch.run(UringDriver::new(listeners, memory_len), UringDriver::waker)
+                        let wakers =
+                            |driver: &UringDriver| Wakers { waker: driver.waker(), bell: driver.bell() };
+                        launch.run(UringDriver::new(listeners, memory_len), wakers)
                     }
-                    DriverKind::Poll => launch.run(PollDriver::new(listeners, memory_len), PollDriver::waker),
+                    DriverKind::Poll => {
+                        let wakers =
+                            |driver: &PollDriver| Wakers { waker: driver.waker(), bell: driver.bell() };
+                        launch.run(PollDriver::new(listeners, memory_len), wakers)
+                    }
                 }
             };
             std::thread::Builder::new().name("worker-0".into()).spawn(body).map_err(StartError::Thread)?
         };
-        let waker = match started.recv() {
-            Ok(Ok(waker)) => waker,
+        let wakers = match started.recv() {
+            Ok(Ok(wakers)) => wakers,
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(StartError::Thread(io::Error::other("it ended before it was ready"))),
         };
-        Ok(Self { addresses, public_key, driver: kind, counters, stop, orders, waker, thread: Some(thread) })
+        Ok(Self {
+            addresses,
+            public_key,
+            driver: kind,
+            counters,
+            stop,
+            orders,
+            wakers,
+            listeners: duplicates,
+            thread: Some(thread),
+        })
     }
 
     /// The addresses it listens on, ports resolved.
@@ -214,10 +271,63 @@ impl Server {
         self.ask(|answer| Order::Budget(len, answer))
     }
 
+    /// Duplicates of the listeners, in the order of [`addresses`](Self::addresses).
+    pub fn listeners(&self) -> &[Socket] {
+        &self.listeners
+    }
+
+    /// Workers.
+    pub fn worker_count(&self) -> usize {
+        1
+    }
+
+    /// Makes fresh channels for attach number `epoch`, and lets the workers use them: the bell's end and, per worker, the
+    /// descriptors that the control plane gets.
+    ///
+    /// # Errors
+    /// The kernel gives no more memory or descriptors, or a worker does not take its mail.
+    pub fn attach(&self, epoch: u64) -> Result<(SocketBell, Vec<WorkerDescriptors>), AttachError> {
+        let (ours, theirs) = SocketBell::pair().map_err(AttachError::Bell)?;
+        let (end, rings) = WorkerEnd::create(epoch, ours)?;
+        let duplicate =
+            |descriptor: BorrowedFd<'_>| descriptor.try_clone_to_owned().map_err(AttachError::Bell);
+        let Some(region) = self.counters.region() else { return Err(AttachError::Stuck(0)) };
+        let descriptors = WorkerDescriptors {
+            rings,
+            counters: duplicate(region.as_fd())?,
+            bell: duplicate(self.wakers.bell.as_fd())?,
+        };
+        self.send(Order::Attach(Box::new(end))).ok_or(AttachError::Stuck(0))?;
+        Ok((theirs, vec![descriptors]))
+    }
+
+    /// Lets the workers forget their channels: the control plane is gone.
+    pub fn detach(&self) {
+        // A worker that does not take its mail has its channel until the next attach; nobody reads it.
+        let _ = self.send(Order::Detach);
+    }
+
+    /// Accepts nothing new, closes sessions as they become idle, and ends with the last of them, at the latest `within`
+    /// this time; then [`has_ended`](Self::has_ended). False if the worker does not take its mail.
+    pub fn drain(&self, within: Duration) -> bool {
+        let within = u64::try_from(within.as_nanos()).unwrap_or(u64::MAX);
+        let sent = self.send(Order::Drain(monotonic().saturating_add(within))).is_some();
+        for listener in &self.listeners {
+            // For every process that has it: connections are refused at once instead of waiting in vain.
+            let _ = listener.shutdown(std::net::Shutdown::Both);
+        }
+        sent
+    }
+
+    fn send(&self, order: Order) -> Option<()> {
+        self.orders.send_timeout(order, ANSWER_TIMEOUT).ok()?;
+        self.wakers.waker.wake();
+        Some(())
+    }
+
     fn ask<T>(&self, order: impl FnOnce(Sender<T>) -> Order) -> Option<T> {
         let (answer, answered) = crossbeam::channel::bounded(1);
-        self.orders.send_timeout(order(answer), ANSWER_TIMEOUT).ok()?;
-        self.waker.wake();
+        self.send(order(answer))?;
         answered.recv_timeout(ANSWER_TIMEOUT).ok()
     }
 
@@ -226,15 +336,15 @@ impl Server {
         self.halt()
     }
 
-    /// Whether the worker has ended by itself: its driver failed.
-    pub fn has_failed(&self) -> bool {
+    /// Whether the worker has ended by itself: a drain is over, or its driver failed.
+    pub fn has_ended(&self) -> bool {
         self.thread.as_ref().is_some_and(JoinHandle::is_finished)
     }
 
     fn halt(&mut self) -> Result<(), DriverError> {
         // Release: pairs with the worker's load after it is woken.
         self.stop.store(true, Ordering::Release);
-        self.waker.wake();
+        self.wakers.waker.wake();
         match self.thread.take().map(JoinHandle::join) {
             None => Ok(()),
             Some(Ok(outcome)) => outcome,
@@ -261,7 +371,18 @@ struct Launch {
     counters: Arc<CounterBlock>,
     stop: Arc<AtomicBool>,
     mail: Receiver<Order>,
-    ready: mpsc::SyncSender<Result<Waker, DriverError>>,
+    ready: mpsc::SyncSender<Result<Wakers, DriverError>>,
+}
+
+/// What the control plane gets of one worker at an attach.
+#[derive(Debug)]
+pub struct WorkerDescriptors {
+    /// The two rings.
+    pub rings: RingDescriptors,
+    /// The counter page.
+    pub counters: OwnedFd,
+    /// What wakes the worker.
+    pub bell: OwnedFd,
 }
 
 impl Launch {
@@ -269,7 +390,7 @@ impl Launch {
     fn run<D: Driver + std::fmt::Debug>(
         self,
         driver: Result<D, DriverError>,
-        waker: impl FnOnce(&D) -> Waker,
+        wakers: impl FnOnce(&D) -> Wakers,
     ) -> Result<(), DriverError> {
         let Self { listeners, identity, settings, counters, stop, mail, ready } = self;
         let driver = match driver {
@@ -280,13 +401,36 @@ impl Launch {
             }
         };
         tracing::debug!(?driver, "worker starts");
-        let waker = waker(&driver);
+        let wakers = wakers(&driver);
         let entropy = Box::new(OsEntropy);
         let mut worker = Worker::new(driver, listeners, identity, settings, entropy, counters, stop);
         worker.set_mail(mail);
-        let _ = ready.send(Ok(waker));
+        let _ = ready.send(Ok(wakers));
         worker.run()
     }
+}
+
+/// The sockets that were passed, or new ones for the addresses; with what they are bound to.
+fn open_listeners(
+    passed: Vec<Socket>,
+    listen_on: &[SocketAddr],
+) -> Result<(Vec<Socket>, Vec<SocketAddr>), StartError> {
+    if passed.is_empty() {
+        return Ok(listen_on
+            .iter()
+            .map(|&address| listen(address))
+            .collect::<Result<Vec<_>, _>>()?
+            .into_iter()
+            .unzip());
+    }
+    let bound = |socket: &Socket| {
+        if !socket.is_listener()? {
+            return Err(io::Error::other("it does not listen"));
+        }
+        socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("it is no internet socket"))
+    };
+    let addresses = passed.iter().map(bound).collect::<io::Result<_>>().map_err(StartError::Adopted)?;
+    Ok((passed, addresses))
 }
 
 /// A listening socket whose connections inherit what a session wants (Linux copies these options on accept, which saves

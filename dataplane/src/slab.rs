@@ -12,6 +12,11 @@ pub struct Key {
 }
 
 impl Key {
+    /// As one number, for other processes.
+    pub fn number(self) -> u64 {
+        u64::from(self.generation) << 32 | u64::from(self.index)
+    }
+
     /// Refers to nothing, ever.
     pub const NONE: Self = Self { index: u32::MAX, generation: u32::MAX };
 }
@@ -81,6 +86,17 @@ impl<T> Slab<T> {
         entry.generation = entry.generation.wrapping_add(1);
         self.free.push(key.index);
         Some(value)
+    }
+
+    /// Places in the table, empty ones included.
+    pub fn places(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// The value at a place, with its key.
+    pub fn at(&self, place: usize) -> Option<(Key, &T)> {
+        let entry = self.entries.get(place)?;
+        Some((Key { index: place as u32, generation: entry.generation }, entry.value.as_ref()?))
     }
 
     /// Values in the table.

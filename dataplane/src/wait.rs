@@ -38,6 +38,12 @@ impl WaitPolicy {
         }
     }
 
+    /// Changes the longest wait for company, in microseconds; 0: never.
+    pub fn set_company_us_max(&mut self, company_us_max: u32) {
+        self.company_us_max = company_us_max;
+        self.company_us = self.company_us.min(company_us_max);
+    }
+
     /// The wait of the next turn; `timer`: when the wheel fires.
     pub fn choose(&self, now: Nanos, timer: Option<Nanos>) -> Wait {
         Wait { until: timer.map(|at| at.max(now)), company_us: self.company_us, poll: false }

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::{IoSliceMut, ReadWriteFlags};
 
 /// The driver's side. See the module's head.
 #[derive(Debug)]
@@ -30,12 +31,21 @@ impl WakeEvent {
 
     /// Unsets it.
     pub(crate) fn clear(&self) {
-        // An event that is not set has nothing to clear.
-        let _ = rustix::io::read(&*self.0, &mut [0; 8]);
+        // An event that is not set has nothing to clear. "No wait" in the call: another process may hold the event too, and
+        // could have made it blocking and cleared it.
+        let mut count = [0; 8];
+        let mut place = [IoSliceMut::new(&mut count)];
+        let _ = rustix::io::preadv2(&*self.0, &mut place, u64::MAX, ReadWriteFlags::NOWAIT);
     }
 }
 
 impl AsFd for WakeEvent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }

@@ -22,8 +22,9 @@ use ringwire_proto::yamux;
 
 use crate::bridge::Half;
 use crate::budget::Budget;
+use crate::channel::Link;
 use crate::counters::{Counter, CounterBlock};
-use crate::driver::{Batch, Completion, Driver, DriverError, Gather, SocketKey};
+use crate::driver::{Batch, Completion, Driver, DriverError, Gather, Nanos, SocketKey};
 use crate::limits;
 use crate::mail::{ORDERS_MAX, Order};
 use crate::queue::Nodes;
@@ -71,6 +72,7 @@ pub(crate) enum Timer {
     Session(Key),
     Half(Key),
     Accept(usize),
+    Drain,
 }
 
 /// One core's share of the server. See the module's head.
@@ -118,7 +120,11 @@ pub struct Worker<D> {
     due: Vec<Timer>,
     stop: Arc<AtomicBool>,
     mail: Option<Receiver<Order>>,
-    wait: WaitPolicy,
+    /// To the control plane, while there is one.
+    pub(crate) link: Option<Link>,
+    /// When a drain ends at the latest.
+    pub(crate) drain_until: Option<Nanos>,
+    pub(crate) wait: WaitPolicy,
 }
 
 impl<D: std::fmt::Debug> std::fmt::Debug for Worker<D> {
@@ -178,6 +184,8 @@ impl<D: Driver> Worker<D> {
             due: Vec::new(),
             stop,
             mail: None,
+            link: None,
+            drain_until: None,
             wait: WaitPolicy::new(settings.company_us_max),
         }
     }
@@ -201,7 +209,9 @@ impl<D: Driver> Worker<D> {
     pub fn turn(&mut self, batch: &mut Batch) -> Result<(), DriverError> {
         let mut wait = self.wait.choose(self.driver.now(), self.wheel.next());
         wait.poll = !self.deferred.is_empty() || !self.deferred_strangers.is_empty();
+        self.before_wait(&mut wait);
         self.driver.turn(wait, batch)?;
+        self.after_wait();
         self.counters.count(Counter::Turns);
         self.counters.add(Counter::TurnsExhausted, u64::from(batch.exhausted));
         let received_len = batch.spans.iter().map(|span| span.len()).sum();
@@ -219,9 +229,11 @@ impl<D: Driver> Worker<D> {
         self.expire();
         self.rearm_starved();
         self.read_mail();
+        self.read_commands();
         self.relieve_memory();
         self.forward();
         self.pack_touched();
+        self.ring_control();
         Ok(())
     }
 
@@ -246,7 +258,7 @@ impl<D: Driver> Worker<D> {
 
     fn accept_failed(&mut self, listener: usize, error: i32) {
         self.counters.count(Counter::AcceptFailures);
-        if self.stopping {
+        if self.stopping || self.is_draining() {
             return;
         }
         let error = std::io::Error::from_raw_os_error(error);
@@ -264,6 +276,7 @@ impl<D: Driver> Worker<D> {
                 Timer::Session(key) => self.session_timer(key, now),
                 Timer::Half(key) => self.half_timer(key, now),
                 Timer::Accept(listener) => self.driver.accept(listener),
+                Timer::Drain => self.sweep_drained(),
             }
         }
         self.due = due;
@@ -332,6 +345,34 @@ impl<D: Driver> Worker<D> {
         for _ in 0..ORDERS_MAX {
             let Some(order) = self.mail.as_ref().and_then(|mail| mail.try_recv().ok()) else { return };
             self.handle_order(order);
+        }
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.drain_until.is_some()
+    }
+
+    /// Accepts nothing new from here on, closes sessions as they become idle, and ends with the last of them or at `until`.
+    /// The listeners are shut down by whoever orders this.
+    pub(crate) fn drain(&mut self, until: Nanos) {
+        tracing::info!(sessions = self.sessions.len(), "draining");
+        self.drain_until = Some(until);
+        self.sweep_drained();
+    }
+
+    fn sweep_drained(&mut self) {
+        let Some(until) = self.drain_until else { return };
+        let idle = |session: &Session| session.open().is_none_or(|open| open.mux.stream_count() == 0);
+        let idle: Vec<Key> =
+            self.sessions.iter().filter(|(_, session)| idle(session)).map(|(key, _)| key).collect();
+        for key in idle {
+            self.close_session(key, CloseReason::Stopping);
+        }
+        let now = self.driver.now();
+        if self.sessions.is_empty() || now >= until {
+            self.stopping = true;
+        } else {
+            self.wheel.schedule(until.min(now + limits::DRAIN_SWEEP_NS), Timer::Drain);
         }
     }
 

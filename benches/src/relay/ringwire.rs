@@ -35,7 +35,7 @@ pub fn run(driver: DriverChoice) -> Result<()> {
     ready.print()?;
     // This thread sleeps here while the worker works: its share of the process's clock is nothing.
     std::io::stdin().lock().read_to_end(&mut Vec::new())?;
-    if server.has_failed() {
+    if server.has_ended() {
         bail!("the worker ended by itself");
     }
     let counters: BTreeMap<String, u64> =

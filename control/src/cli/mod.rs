@@ -3,12 +3,14 @@
 //! In: arguments and environment. Out: an exit code: 0 done, 1 failed, 2 not understood.
 
 mod bench;
+mod dataplane;
 mod run;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ringwire_proto::noise::Hybrid;
+use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 /// Environment variable with the log filter, such as `debug` or `ringwire=trace`.
@@ -40,6 +42,8 @@ struct Arguments {
 enum Command {
     /// Run a dmsg server until it is told to stop (SIGINT or SIGTERM)
     Run(run::Arguments),
+    /// Be the process that serves; `ringwire run` starts one by itself
+    Dataplane(dataplane::Arguments),
     /// Measure a server
     Bench {
         #[command(subcommand)]
@@ -78,9 +82,10 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if message.use_stderr() { 2 } else { 0 });
         }
     };
-    start_log();
+    let _log = start_log(matches!(arguments.command, Command::Dataplane(_)));
     let result = match arguments.command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Dataplane(arguments) => dataplane::run(arguments),
         Command::Bench { command } => bench::run(command),
     };
     match result {
@@ -93,16 +98,24 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn start_log() {
+/// Starts the log on the error output. With `never_wait` lines go through a bounded queue and are dropped when nobody takes
+/// them: a worker must not wait for whoever reads our errors. Keep what is returned; it writes out what is queued.
+fn start_log(never_wait: bool) -> Option<WorkerGuard> {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // Fails only when a subscriber is set already: then that one is meant.
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
         .with_ansi(ansi)
-        .try_init()
-        .ok();
+        // It would complain on the very output that is broken, and panic.
+        .log_internal_errors(false);
+    if !never_wait {
+        log.with_writer(std::io::stderr).try_init().ok();
+        return None;
+    }
+    let (writer, guard) = tracing_appender::non_blocking(std::io::stderr());
+    log.with_writer(writer).try_init().ok();
+    Some(guard)
 }
 
 #[cfg(test)]

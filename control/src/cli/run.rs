@@ -151,7 +151,7 @@ async fn wait(signals: &mut Signals, server: &Server) -> End {
             _ = signals.interrupt.recv() => return End::Signal,
             _ = signals.terminate.recv() => return End::Signal,
             _ = signals.hangup.recv() => return End::Signal,
-            _ = watch.tick() => if server.has_failed() { return End::Failed },
+            _ = watch.tick() => if server.has_ended() { return End::Failed },
         }
     }
 }

@@ -94,7 +94,7 @@ fn a_header_that_disagrees_is_refused() {
         }
     };
     assert_eq!(field(0, b"X"), "magic");
-    assert_eq!(field(8, &[2]), "layout version");
+    assert_eq!(field(8, &[200]), "layout version");
     assert_eq!(field(12, &[9]), "kind");
     assert_eq!(field(16, &[0; 8]), "layout hash");
     assert_eq!(field(24, &[40]), "epoch");

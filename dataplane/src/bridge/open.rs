@@ -133,6 +133,9 @@ impl<D: Driver> Worker<D> {
         if request.source.key != Some(peer) {
             return self.refuse_request(half_key, Counter::RefusedSource);
         }
+        if self.is_draining() {
+            return self.refuse_request(half_key, Counter::RefusedDraining);
+        }
         if request.is_ip_request_to(&self.identity.public_key) {
             return self.answer_ip_request(half_key, signed);
         }

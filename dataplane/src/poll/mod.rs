@@ -56,6 +56,8 @@ const UNPOLLED_TURNS_MAX: u32 = 4;
 pub struct PollDriver {
     epoll: OwnedFd,
     event: WakeEvent,
+    /// The same for another process: only that one can be held up by what it does to its copy.
+    bell: WakeEvent,
     pool: Pool,
     sockets: Slab<Socket>,
     listeners: Vec<Listener>,
@@ -96,7 +98,10 @@ impl PollDriver {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(call("epoll_create1"))?;
         let event = WakeEvent::new().map_err(call("eventfd"))?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&epoll, &event, Source::Wake.data(), edge).map_err(call("epoll_ctl"))?;
+        let bell = WakeEvent::new().map_err(call("eventfd"))?;
+        for event in [&event, &bell] {
+            epoll::add(&epoll, event, Source::Wake.data(), edge).map_err(call("epoll_ctl"))?;
+        }
         for (index, listener) in listeners.iter().enumerate() {
             listener.set_nonblocking(true).map_err(call("fcntl"))?;
             epoll::add(&epoll, listener, Source::Listener(index).data(), edge).map_err(call("epoll_ctl"))?;
@@ -104,6 +109,7 @@ impl PollDriver {
         Ok(Self {
             epoll,
             event,
+            bell,
             pool,
             sockets: Slab::default(),
             listeners: listeners
@@ -122,6 +128,11 @@ impl PollDriver {
     /// A handle with which other threads interrupt the wait.
     pub fn waker(&self) -> Waker {
         self.event.waker()
+    }
+
+    /// A handle with which the control plane interrupts the wait.
+    pub fn bell(&self) -> Waker {
+        self.bell.waker()
     }
 
     /// Takes over a connected socket that does not block.
@@ -166,6 +177,7 @@ impl PollDriver {
             match Source::of(data) {
                 Source::Wake => {
                     self.event.clear();
+                    self.bell.clear();
                     batch.completions.push(Completion::Woken);
                 }
                 Source::Listener(index) => self.listeners[index].ready = true,

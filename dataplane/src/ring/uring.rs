@@ -39,6 +39,8 @@ pub struct UringDriver {
     /// Completions made without the kernel, for the next batch.
     local: Vec<Completion>,
     event: WakeEvent,
+    /// The same for another process: only that one can be held up by what it does to its copy.
+    bell: WakeEvent,
     now: Nanos,
 }
 
@@ -87,6 +89,7 @@ impl UringDriver {
         ring.submitter().register_enable_rings().map_err(call("enabling the ring"))?;
         receive_ring.refill(&mut pool);
         let event = WakeEvent::new().map_err(call("eventfd"))?;
+        let bell = WakeEvent::new().map_err(call("eventfd"))?;
         for listener in &listeners {
             // The poll driver may have had it before: an accept of the ring then would end at once instead of waiting.
             listener.set_nonblocking(false).map_err(call("fcntl"))?;
@@ -102,9 +105,11 @@ impl UringDriver {
             spare: (0..limits::GATHERS_AT_START).map(|_| Box::default()).collect(),
             local: Vec::new(),
             event,
+            bell,
             now: monotonic(),
         };
-        driver.arm_wake();
+        driver.arm_wake(WAKER);
+        driver.arm_wake(BELL);
         Ok(driver)
     }
 
@@ -118,8 +123,18 @@ impl UringDriver {
         self.event.waker()
     }
 
-    fn arm_wake(&mut self) {
-        let entry = op::wake(self.event.as_fd().as_raw_fd(), Token::new(Kind::Wake, 0, 0));
+    /// A handle with which the control plane interrupts the wait.
+    pub fn bell(&self) -> Waker {
+        self.bell.waker()
+    }
+
+    fn wake_event(&self, index: u32) -> &WakeEvent {
+        if index == BELL { &self.bell } else { &self.event }
+    }
+
+    fn arm_wake(&mut self, index: u32) {
+        let event = self.wake_event(index).as_fd().as_raw_fd();
+        let entry = op::wake(event, Token::new(Kind::Wake, index, 0));
         self.push(&entry);
     }
 
@@ -218,9 +233,9 @@ impl UringDriver {
             Kind::Send => self.complete_send(token, result, batch),
             Kind::Cancel => {}
             Kind::Wake => {
-                self.event.clear();
+                self.wake_event(token.index).clear();
                 if !cqueue::more(flags) {
-                    self.arm_wake();
+                    self.arm_wake(token.index);
                 }
                 batch.completions.push(Completion::Woken);
             }
@@ -482,6 +497,10 @@ impl InFlight {
         self.gather = Some(gather);
     }
 }
+
+/// Indices of the two events that end a wait.
+const WAKER: u32 = 0;
+const BELL: u32 = 1;
 
 const ENTER_GETEVENTS: u32 = 1;
 

@@ -91,6 +91,7 @@ impl<D: Driver> Worker<D> {
         let open = Open {
             peer,
             hybrid: outcome.hybrid,
+            opened_at: now,
             mux: Mux::unknown(now),
             target: Target::NONE,
             sealer: Sealer::new(&outcome.send),
@@ -114,6 +115,7 @@ impl<D: Driver> Worker<D> {
             self.close_session(former, CloseReason::Displaced);
         }
         self.arm_session_timer(key);
+        self.tell_opened(key);
     }
 }
 

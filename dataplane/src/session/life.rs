@@ -42,7 +42,7 @@ impl<D: Driver> Worker<D> {
     /// A connection was accepted.
     pub(crate) fn begin_session(&mut self, socket: SocketKey, peer_address: SocketAddr) {
         self.counters.count(Counter::ConnectionsAccepted);
-        if self.stopping {
+        if self.stopping || self.is_draining() {
             self.driver.close(socket);
             return;
         }
@@ -141,6 +141,7 @@ impl<D: Driver> Worker<D> {
             Phase::Open(open) => {
                 self.counters.count(Counter::SessionsClosed);
                 tracing::info!(peer = %open.peer, ?reason, "session closed");
+                self.tell_closed(key, session.peer_address, &open, reason);
             }
         }
         self.unfile_socket(session.socket);

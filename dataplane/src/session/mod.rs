@@ -84,6 +84,7 @@ impl std::fmt::Debug for HalfOpen {
 pub(crate) struct Open {
     pub(crate) peer: PublicKey,
     pub(crate) hybrid: bool,
+    pub(crate) opened_at: Nanos,
     pub(crate) mux: Mux,
     /// Whose payload the bytes after the last header are.
     pub(crate) target: Target,
