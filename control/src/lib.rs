@@ -11,6 +11,7 @@
 pub mod admin;
 pub mod bench;
 pub mod cli;
+pub mod config;
 pub mod discovery;
 pub mod dmsg;
 pub mod http;

@@ -1,0 +1,118 @@
+//! Every setting for people: what `ringwire check --settings` and the documents show.
+
+/// One setting.
+#[derive(Debug, Clone, Copy, serde::Serialize)]
+pub struct SettingHelp {
+    /// Its name in a file; on the command line with `-` for `_`.
+    pub name: &'static str,
+    /// What it may be.
+    pub values: &'static str,
+    /// What it is unless named.
+    pub default: &'static str,
+    /// Whether it changes while the server runs (`ringwire set`).
+    pub live: bool,
+    /// What it does.
+    pub help: &'static str,
+}
+
+/// In the order in which an operator meets them.
+pub const SETTINGS: &[SettingHelp] = &[
+    SettingHelp {
+        name: "listen",
+        values: "address, or a list of them",
+        default: "127.0.0.1:8081",
+        live: false,
+        help: "Where sessions are accepted; IPv4 and IPv6 are listened on apart.",
+    },
+    SettingHelp {
+        name: "public_address",
+        values: "host:port",
+        default: "the first of listen",
+        live: false,
+        help: "Where clients reach this server, when a router or proxy is in front of it.",
+    },
+    SettingHelp {
+        name: "discovery",
+        values: "URL, or a list of them",
+        default: "the embedded discovery",
+        live: false,
+        help: "Discoveries this server registers with.",
+    },
+    SettingHelp {
+        name: "discovery_listen",
+        values: "address",
+        default: "127.0.0.1:9090",
+        live: false,
+        help: "Where the embedded discovery answers; it runs only when no other is named.",
+    },
+    SettingHelp {
+        name: "http_listen",
+        values: "address",
+        default: "none",
+        live: false,
+        help: "Where /health and /metrics answer.",
+    },
+    SettingHelp {
+        name: "max_sessions",
+        values: "number",
+        default: "2048",
+        live: false,
+        help: "Sessions advertised as possible; no limit: what limits is the number of descriptors.",
+    },
+    SettingHelp {
+        name: "update_interval_s",
+        values: "1 to 3600 seconds",
+        default: "60",
+        live: false,
+        help: "How often the server's entry is renewed.",
+    },
+    SettingHelp {
+        name: "driver",
+        values: "auto, uring or poll",
+        default: "auto",
+        live: false,
+        help: "What moves the bytes: io_uring where it is allowed, or one of the two.",
+    },
+    SettingHelp {
+        name: "workers",
+        values: "number",
+        default: "1",
+        live: false,
+        help: "Threads that forward.",
+    },
+    SettingHelp {
+        name: "hybrid",
+        values: "off, offer or require",
+        default: "offer",
+        live: true,
+        help: "The post-quantum part of session handshakes; `require` refuses classical peers.",
+    },
+    SettingHelp {
+        name: "company_us",
+        values: "microseconds",
+        default: "100",
+        live: true,
+        help: "Longest wait for more small frames to send together; 0: never wait.",
+    },
+    SettingHelp {
+        name: "buffer_memory",
+        values: "bytes",
+        default: "0: half of the machine's, at most 8 GiB",
+        live: false,
+        help: "Address space for buffers; resident where used.",
+    },
+    SettingHelp {
+        name: "orphan_limit_ms",
+        values: "milliseconds",
+        default: "0: never",
+        live: false,
+        help: "A data plane without control plane ends by itself after so long.",
+    },
+    SettingHelp {
+        name: "log",
+        values: "filter, such as info or ringwire_dataplane=debug",
+        default: "warn",
+        live: false,
+        help: "What is logged; RINGWIRE_LOG is stronger.",
+    },
+];

@@ -1,0 +1,350 @@
+//! Configuration files: TOML of our own, and the Go server's JSON of 2024 read as it is (control-plane 1.1).
+//!
+//! In: the path of a file. Out: the settings it names, each checked by its type, or an error with the place, the name and
+//! the cure. What a file does not name has its default; precedence is default < file < environment < flag, and the
+//! merging is the caller's ([`File::under`]). [`SETTINGS`] describes every setting for people.
+
+mod describe;
+mod go;
+mod value;
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use ringwire_proto::identity::SecretKey;
+use serde::Deserialize;
+
+pub use describe::{SETTINGS, SettingHelp};
+pub use value::{Driver, HostPort, HybridSetting, Url};
+
+/// Longest configuration file, in bytes.
+const FILE_LEN_MAX: u64 = 1 << 20;
+
+/// What a file names. `None`: not named.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct File {
+    /// Addresses to accept sessions on.
+    #[serde(deserialize_with = "value::one_or_many")]
+    pub listen: Option<Vec<SocketAddr>>,
+    /// Where clients reach this server, when that is not where it listens.
+    pub public_address: Option<HostPort>,
+    /// Discoveries to register with; absent: the embedded one.
+    #[serde(deserialize_with = "value::one_or_many")]
+    pub discovery: Option<Vec<Url>>,
+    /// Where the embedded discovery answers.
+    pub discovery_listen: Option<SocketAddr>,
+    /// Where `/health` and `/metrics` answer.
+    pub http_listen: Option<SocketAddr>,
+    /// Sessions advertised as possible.
+    pub max_sessions: Option<u32>,
+    /// Seconds between registrations.
+    pub update_interval_s: Option<u32>,
+    /// What moves the bytes.
+    pub driver: Option<Driver>,
+    /// Threads that forward.
+    pub workers: Option<u16>,
+    /// The post-quantum part of session handshakes.
+    pub hybrid: Option<HybridSetting>,
+    /// Longest wait for company, in microseconds; 0: never.
+    pub company_us: Option<u32>,
+    /// Buffer memory, in bytes; 0: by the size of the machine.
+    pub buffer_memory: Option<u64>,
+    /// A data plane without control plane ends after so many milliseconds; 0: never.
+    pub orphan_limit_ms: Option<u64>,
+    /// Log filter.
+    pub log: Option<String>,
+    /// The server's key, for files of the Go server, which carry it.
+    #[serde(skip)]
+    pub secret_key: Option<FileKey>,
+}
+
+/// A secret key that a file carries. Compared by its public key, shown as nothing else.
+#[derive(Clone)]
+pub struct FileKey(std::sync::Arc<SecretKey>);
+
+impl FileKey {
+    /// The key.
+    pub fn secret(&self) -> &SecretKey {
+        &self.0
+    }
+}
+
+impl PartialEq for FileKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.public_key() == other.0.public_key()
+    }
+}
+
+impl Eq for FileKey {}
+
+impl std::fmt::Debug for FileKey {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "FileKey({})", self.0.public_key())
+    }
+}
+
+/// Why a file is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {error}. Name a file that this user may read with --config")]
+    Unreadable {
+        /// Which.
+        path: PathBuf,
+        /// What the kernel said.
+        error: std::io::Error,
+    },
+    /// The file is far too long.
+    #[error("{path} has {len} bytes, more than any configuration: name another file with --config")]
+    TooLong {
+        /// Which.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+    },
+    /// A line is wrong.
+    #[error("{path}:{line}:{column}: {message}. {cure}")]
+    Line {
+        /// Which file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// What is wrong there.
+        message: String,
+        /// What to do.
+        cure: String,
+    },
+    /// Settings that cannot be together.
+    #[error("{path}: {names}: {message}")]
+    Together {
+        /// Which file.
+        path: PathBuf,
+        /// Names of the settings.
+        names: &'static str,
+        /// What is wrong, and what to do.
+        message: String,
+    },
+    /// The file carries a secret key and others may read it.
+    #[error("{path} carries a secret key and has mode {mode:03o}: run `chmod 600 {path}`")]
+    Exposed {
+        /// Which.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
+}
+
+impl File {
+    /// Reads a file. One that begins with `{` is the Go server's.
+    ///
+    /// # Errors
+    /// What is wrong, where, and what to do.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
+        let metadata = fs::metadata(path).map_err(unreadable)?;
+        if metadata.len() > FILE_LEN_MAX {
+            return Err(ConfigError::TooLong { path: path.to_owned(), len: metadata.len() });
+        }
+        let text = zeroize::Zeroizing::new(fs::read_to_string(path).map_err(unreadable)?);
+        let file = if text.trim_start().starts_with('{') {
+            let file = go::parse(path, &text)?;
+            let mode = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o777;
+            if file.secret_key.is_some() && mode & 0o077 != 0 {
+                return Err(ConfigError::Exposed { path: path.to_owned(), mode });
+            }
+            file
+        } else {
+            toml::from_str(&text).map_err(|error| toml_error(path, &text, &error))?
+        };
+        file.check(path)?;
+        Ok(file)
+    }
+
+    /// These settings where `over` does not name its own.
+    #[must_use]
+    pub fn under(self, over: Self) -> Self {
+        Self {
+            listen: over.listen.or(self.listen),
+            public_address: over.public_address.or(self.public_address),
+            discovery: over.discovery.or(self.discovery),
+            discovery_listen: over.discovery_listen.or(self.discovery_listen),
+            http_listen: over.http_listen.or(self.http_listen),
+            max_sessions: over.max_sessions.or(self.max_sessions),
+            update_interval_s: over.update_interval_s.or(self.update_interval_s),
+            driver: over.driver.or(self.driver),
+            workers: over.workers.or(self.workers),
+            hybrid: over.hybrid.or(self.hybrid),
+            company_us: over.company_us.or(self.company_us),
+            buffer_memory: over.buffer_memory.or(self.buffer_memory),
+            orphan_limit_ms: over.orphan_limit_ms.or(self.orphan_limit_ms),
+            log: over.log.or(self.log),
+            secret_key: over.secret_key.or(self.secret_key),
+        }
+    }
+
+    /// What no single value shows.
+    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+        let together = |names, message: &str| {
+            Err(ConfigError::Together { path: path.to_owned(), names, message: message.to_owned() })
+        };
+        if self.listen.as_ref().is_some_and(Vec::is_empty) {
+            return together("listen", "the list is empty; name an address, or leave the setting out");
+        }
+        if self.discovery.as_ref().is_some_and(|urls| !urls.is_empty()) && self.discovery_listen.is_some() {
+            return together(
+                "discovery, discovery_listen",
+                "the embedded discovery runs only when no other is named; leave one of the two out",
+            );
+        }
+        if self.workers == Some(0) {
+            return together("workers", "0 workers forward nothing; use 1 or more");
+        }
+        if self.update_interval_s.is_some_and(|seconds| !(1..=3600).contains(&seconds)) {
+            return together(
+                "update_interval_s",
+                "use 1 to 3600 seconds; discoveries forget a server sooner than that",
+            );
+        }
+        Ok(())
+    }
+}
+
+fn toml_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let at = error.span().map_or(0, |span| span.start).min(text.len());
+    let before = &text[..floor(text, at)];
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|&character| character != '\n').count() + 1;
+    let message = error.message().trim().trim_end_matches('.').to_owned();
+    let cure = cure(&message);
+    ConfigError::Line { path: path.to_owned(), line, column, message, cure }
+}
+
+/// The start of the character at a place in a text.
+fn floor(text: &str, mut at: usize) -> usize {
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// What to do about a message of a parser.
+fn cure(message: &str) -> String {
+    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
+    let Some(unknown) = unknown else {
+        return "`ringwire check --settings` lists every setting with its values".into();
+    };
+    let nearest = SETTINGS
+        .iter()
+        .map(|setting| (strsim::damerau_levenshtein(setting.name, unknown), setting.name))
+        .min()
+        .filter(|&(distance, name)| distance <= name.len() / 2);
+    match nearest {
+        Some((_, name)) => format!("Did you mean `{name}`? `ringwire check --settings` lists every setting"),
+        None => "Remove it; `ringwire check --settings` lists every setting".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn read(text: &str) -> Result<File, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("ringwire.toml");
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        File::read(&path)
+    }
+
+    #[test]
+    fn every_setting_is_read() {
+        let file = read(
+            r#"
+            listen = ["0.0.0.0:8081", "[::]:8081"]
+            public_address = "relay.example.org:8081"
+            discovery = "http://dmsgd.example.org"
+            http_listen = "127.0.0.1:8082"
+            max_sessions = 5000
+            update_interval_s = 30
+            driver = "poll"
+            workers = 2
+            hybrid = "require"
+            company_us = 50
+            buffer_memory = 1073741824
+            orphan_limit_ms = 60000
+            log = "info"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(file.listen.unwrap().len(), 2);
+        assert_eq!(file.public_address.unwrap().to_string(), "relay.example.org:8081");
+        assert_eq!(file.discovery.unwrap()[0].to_string(), "http://dmsgd.example.org");
+        assert_eq!(file.http_listen.unwrap().port(), 8082);
+        assert_eq!((file.max_sessions, file.update_interval_s), (Some(5000), Some(30)));
+        assert_eq!((file.driver, file.workers), (Some(Driver::Poll), Some(2)));
+        assert_eq!((file.hybrid, file.company_us), (Some(HybridSetting::Require), Some(50)));
+        assert_eq!((file.buffer_memory, file.orphan_limit_ms), (Some(1 << 30), Some(60_000)));
+        assert_eq!(file.log.as_deref(), Some("info"));
+        assert_eq!(read("").unwrap(), File::default());
+        let embedded = read("discovery_listen = \"127.0.0.1:9090\"").unwrap();
+        assert_eq!(embedded.discovery_listen.unwrap().port(), 9090);
+    }
+
+    #[test]
+    fn the_help_names_exactly_the_settings_of_a_file() {
+        for setting in SETTINGS {
+            let error = read(&format!("{} = {{}}", setting.name)).unwrap_err().to_string();
+            assert!(!error.contains("unknown field"), "{error}");
+        }
+        let error = read("no_such_setting = 1").unwrap_err().to_string();
+        for setting in SETTINGS {
+            assert!(error.contains(&format!("`{}`", setting.name)), "{}: {error}", setting.name);
+        }
+        assert_eq!(error.matches('`').count() / 2, SETTINGS.len() + 2, "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_place_and_cure() {
+        for (text, place, words) in [
+            ("workers = 1\nhybird = \"off\"\n", ":2:1:", ["`hybird`", "Did you mean `hybrid`?"]),
+            ("\n\nhybrid = \"maybe\"\n", ":3:10:", ["maybe", "require"]),
+            ("listen = [\"nowhere\"]", ":1:", ["nowhere", "127.0.0.1:8081"]),
+            ("workers = -1", ":1:11:", ["-1", "ringwire check"]),
+            ("company_us = \"5\"", ":1:14:", ["string", "ringwire check"]),
+            ("workers = 1\nworkers = 2\n", ":2:1:", ["duplicate", "ringwire check"]),
+            ("listen = [", ":1:", ["array", "ringwire check"]),
+            ("discovery = \"dmsgd\"", ":1:", ["dmsgd", "http://"]),
+            ("public_address = \"relay\"", ":1:", ["relay", "8081"]),
+            ("listen = []", ": listen:", ["empty", "name an address"]),
+            ("workers = 0", ": workers:", ["0 workers", "1 or more"]),
+            ("update_interval_s = 0", ": update_interval_s:", ["1 to 3600", "forget"]),
+            (
+                "discovery = \"http://a\"\ndiscovery_listen = \"127.0.0.1:9090\"",
+                ": discovery, discovery_listen:",
+                ["embedded", "leave one"],
+            ),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(place), "{text:?}: {error}");
+            for word in words {
+                assert!(error.contains(word), "{text:?}: {error}");
+            }
+        }
+        let absent = File::read(Path::new("/nonexistent/ringwire.toml")).unwrap_err().to_string();
+        assert!(absent.contains("/nonexistent/ringwire.toml") && absent.contains("--config"), "{absent}");
+    }
+
+    #[test]
+    fn a_flag_is_stronger_than_a_file() {
+        let file = read("workers = 2\nhybrid = \"off\"").unwrap();
+        let flags = File { workers: Some(3), ..File::default() };
+        let both = file.under(flags);
+        assert_eq!((both.workers, both.hybrid), (Some(3), Some(HybridSetting::Off)));
+    }
+}
