@@ -15,6 +15,8 @@ pub mod config;
 pub mod discovery;
 pub mod dmsg;
 pub mod http;
+pub mod metrics;
+pub mod registration;
 pub mod state;
 pub mod supervise;
 pub mod throttle;

@@ -139,8 +139,9 @@ impl DiscoveryError {
             | Self::Unreachable { .. }
             | Self::Oversize { .. }
             | Self::Malformed { .. }
+            // Whatever the status: a gateway that is being set up answers 403 or 404 for a while.
+            | Self::Status { .. }
             | Self::Refused { refusal: Refusal::Sequence | Refusal::TimestampOrder, .. } => true,
-            Self::Status { status, .. } => *status >= 500,
             Self::Url { .. } | Self::Setup { .. } | Self::NotFound { .. } | Self::Refused { .. } => false,
         }
     }

@@ -57,6 +57,19 @@ impl DiscoveryHost {
         settings: DiscoverySettings,
         path: PathBuf,
     ) -> Result<Self, HostError> {
+        Self::start_with(listener, settings, path, Limits::default())
+    }
+
+    /// [`start`](Self::start) with other bounds on the listener.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn start_with(
+        listener: TcpListener,
+        settings: DiscoverySettings,
+        path: PathBuf,
+        limits: Limits,
+    ) -> Result<Self, HostError> {
         let address = listener.local_addr().map_err(HostError::Listener)?;
         let store = Arc::new(MemoryStore::new(StoreLimits::default()));
         let now_ns = unix_now_ns();
@@ -65,7 +78,7 @@ impl DiscoveryHost {
         tracing::info!(restored, "the discovery starts");
         let service = DiscoveryService::new(Arc::clone(&store), settings);
         let counters = service.counters().clone();
-        let mut server = HttpServer::new(service.router(), Limits::default());
+        let mut server = HttpServer::new(service.router(), limits);
         server.listen(listener);
         let stopping = watch::Sender::new(false);
         let journal = tokio::spawn(keep(Arc::clone(&store), Journal::new(path), stopping.subscribe()));

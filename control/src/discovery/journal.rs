@@ -278,7 +278,11 @@ mod tests {
         };
         entry.sign(&key(number));
         let text = entry.to_json();
-        Arc::new(Record { entry, text, expires_ns: (number % 2 == 0).then_some(1000 + i64::from(number)) })
+        Arc::new(Record {
+            entry,
+            text,
+            expires_ns: number.is_multiple_of(2).then_some(1000 + i64::from(number)),
+        })
     }
 
     fn changed(number: u8, sequence: u64) -> (PublicKey, Option<Arc<Record>>) {
