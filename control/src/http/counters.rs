@@ -1,9 +1,10 @@
 //! What the frame counts: things that begin and end as pairs, answers by their status.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use axum::http::StatusCode;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::registry::Registry;
 
 /// Counters of one [`super::HttpServer`]. Clones count together.
 #[derive(Debug, Clone, Default)]
@@ -22,38 +23,42 @@ pub struct HttpCounters {
     pub requests_closed: Counter,
     /// Of those, given up because body and answer took too long.
     pub requests_timed_out: Counter,
-    /// Answers by status.
-    pub answers: Family<[(&'static str, u16); 1], Counter>,
+    answers: Arc<Mutex<BTreeMap<u16, u64>>>,
 }
 
 impl HttpCounters {
     pub(super) fn answered(&self, status: StatusCode) {
-        self.answers.get_or_create(&[("code", status.as_u16())]).inc();
+        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
+        *answers.entry(status.as_u16()).or_default() += 1;
     }
 
-    /// Puts the counters into a registry, in which they must be the only ones of this kind.
-    pub fn register(&self, registry: &mut Registry) {
-        let mut add =
-            |name: &str, help: &str, counter: &Counter| registry.register(name, help, counter.clone());
-        add("http_connections_opened", "Connections accepted and served", &self.connections_opened);
-        add("http_connections_closed", "Served connections that ended", &self.connections_closed);
-        add(
-            "http_connections_refused",
-            "Connections closed at once because there were too many",
-            &self.connections_refused,
-        );
-        add(
-            "http_connections_failed",
-            "Served connections that ended with an error",
-            &self.connections_failed,
-        );
-        add("http_requests_opened", "Requests begun", &self.requests_opened);
-        add("http_requests_closed", "Requests answered or given up", &self.requests_closed);
-        add(
-            "http_requests_timed_out",
-            "Requests given up because they took too long",
-            &self.requests_timed_out,
-        );
-        registry.register("http_answers", "Answers by status", self.answers.clone());
+    /// Name, help and value of each, without the answers.
+    pub fn totals(&self) -> [(&'static str, &'static str, u64); 7] {
+        [
+            ("http_connections_opened", "Connections accepted and served", self.connections_opened.get()),
+            ("http_connections_closed", "Served connections that ended", self.connections_closed.get()),
+            (
+                "http_connections_refused",
+                "Connections closed at once because there were too many",
+                self.connections_refused.get(),
+            ),
+            (
+                "http_connections_failed",
+                "Served connections that ended with an error",
+                self.connections_failed.get(),
+            ),
+            ("http_requests_opened", "Requests begun", self.requests_opened.get()),
+            ("http_requests_closed", "Requests answered or given up", self.requests_closed.get()),
+            (
+                "http_requests_timed_out",
+                "Requests given up because they took too long",
+                self.requests_timed_out.get(),
+            ),
+        ]
+    }
+
+    /// Answers by status, those that were ever given.
+    pub fn answers(&self) -> BTreeMap<u16, u64> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
