@@ -297,10 +297,13 @@ fn event_reason(reason: CloseReason) -> Reason {
         CloseReason::Violation => Reason::Violation,
         CloseReason::Dead => Reason::Dead,
         CloseReason::Ordered => Reason::Ordered,
-        // The other three end a connection before it is a session, of which no event speaks.
+        // The others end a connection before it is a session, of which no event speaks.
         CloseReason::Stopping
         | CloseReason::HandshakeFailed
         | CloseReason::HandshakeTimeout
-        | CloseReason::HalfOpenLimit => Reason::Stopping,
+        | CloseReason::HalfOpenLimit
+        | CloseReason::DescriptorLimit
+        | CloseReason::AddressLimit
+        | CloseReason::LaneFull => Reason::Stopping,
     }
 }

@@ -49,6 +49,28 @@ counters! {
     SessionsSmux => "sessions_smux_total",
     /// A session was displaced by a newer one of the same key.
     SessionsDisplaced => "sessions_displaced_total",
+    /// A connection was closed right after it was accepted: as many are open as the limit of open files permits.
+    RefusedDescriptors => "refused_descriptors_total",
+    /// A session was closed right after its handshake: its address has as many as it may.
+    RefusedAddressLimit => "refused_address_limit_total",
+    /// A half-open connection was closed because there were too many: the oldest of the largest address prefix.
+    HalfOpenEvicted => "half_open_evicted_total",
+    /// A connection began with a PROXY header of a trusted proxy, and counts under the address in it.
+    ProxyHeaders => "proxy_headers_total",
+    /// A connection began with a PROXY header although it comes from no trusted proxy; it was closed.
+    ProxyUntrusted => "proxy_untrusted_total",
+    /// A trusted proxy sent a header that cannot be read; the connection was closed.
+    ProxyMalformed => "proxy_malformed_total",
+    /// A job was given to the handshake lane: a handshake message, a request, a response.
+    LaneJobs => "lane_jobs_total",
+    /// A job of the handshake lane came back, whatever the outcome.
+    LaneResults => "lane_results_total",
+    /// Of the jobs that came back: the connection or stream had gone before the lane began.
+    LaneCancelled => "lane_cancelled_total",
+    /// Of the jobs that came back: done, but the connection or stream had gone meanwhile.
+    LaneStale => "lane_stale_total",
+    /// The handshake lane had no room: the connection or stream was closed.
+    LaneRefused => "lane_refused_total",
     /// A session handshake failed: bad message, bad key, or a classical peer where the hybrid is required.
     HandshakesFailed => "handshakes_failed_total",
     /// A connection was closed because its handshake took too long.

@@ -30,9 +30,9 @@ pub trait Driver {
     /// stopped. Each comes as [`Completion::Accepted`].
     fn accept(&mut self, listener: usize);
 
-    /// Receives once from the socket: the next completion carries whatever is there, at least a byte. At most one
-    /// receive per socket is pending; asking again is a no-op.
-    fn receive(&mut self, socket: SocketKey);
+    /// Receives once from the socket: the next completion carries whatever is there, at least a byte and at most `len_max`
+    /// (which is not zero). At most one receive per socket is pending; asking again is a no-op.
+    fn receive(&mut self, socket: SocketKey, len_max: usize);
 
     /// Sends all of a gather; its completion hands the gather back. At most one per socket.
     fn send(&mut self, socket: SocketKey, gather: Box<Gather>);

@@ -10,7 +10,6 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use ringwire_proto::entropy::Entropy;
 use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::TransportKey;
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
@@ -20,9 +19,11 @@ use zeroize::Zeroizing;
 use crate::bridge::{Expected, Half, Listed, State};
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Driver, DriverError, Nanos, Wait};
+use crate::lane::Lane;
+use crate::prefix::Prefix;
 use crate::session::{CloseReason, Mux, Open, Phase, Session, Target};
 use crate::slab::{Key, Slab};
-use crate::worker::{Identity, Settings, Timer, Worker};
+use crate::worker::{Settings, Timer, Worker};
 
 /// Changes whenever the layout below does: a blob of another version is refused.
 const VERSION: u32 = 2;
@@ -82,6 +83,7 @@ struct FrozenWorker {
     half_generations: Vec<u32>,
     sessions: Vec<(Key, FrozenSession)>,
     halves: Vec<(Key, FrozenHalf)>,
+    connections: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -111,6 +113,8 @@ struct FrozenHalf {
     state: State,
     queue: Vec<u8>,
     early: Vec<u8>,
+    /// An object the handshake lane had not judged yet: it is given to the successor's lane.
+    verifying: Option<Vec<u8>>,
     own_len: usize,
     delivers: bool,
     sent_at: Nanos,
@@ -161,6 +165,7 @@ impl<D: Driver> Worker<D> {
                 .filter_map(|(key, session)| Some((key, freeze_session(session)?)))
                 .collect(),
             halves: halves.into_entries().map(|(key, half)| (key, self.freeze_half(half))).collect(),
+            connections: self.connections,
         };
         let bytes = Zeroizing::new(postcard::to_allocvec(&frozen)?);
         debug_assert!(self.nodes.is_empty(), "every queue was written out");
@@ -177,9 +182,8 @@ impl<D: Driver> Worker<D> {
         frozen: &Frozen,
         driver: D,
         listeners: usize,
-        identity: Arc<Identity>,
         settings: Settings,
-        entropy: Box<dyn Entropy + Send>,
+        lane: Box<dyn Lane>,
         counters: Arc<CounterBlock>,
         stop: Arc<AtomicBool>,
     ) -> Result<Self, FreezeError> {
@@ -188,7 +192,7 @@ impl<D: Driver> Worker<D> {
             return Err(FreezeError::Version { found: version });
         }
         let frozen: FrozenWorker = postcard::from_bytes(&frozen.0)?;
-        let mut worker = Self::new(driver, listeners, identity, settings, entropy, counters, stop);
+        let mut worker = Self::new(driver, listeners, settings, lane, counters, stop);
         let needed = frozen.halves.iter().map(|(_, half)| half.queue.len() + half.early.len()).sum();
         let mut halves = Vec::with_capacity(frozen.halves.len());
         for (key, half) in frozen.halves {
@@ -201,6 +205,7 @@ impl<D: Driver> Worker<D> {
             .map(|(key, session)| thaw_session(session).map(|session| (key, session)))
             .collect::<Result<_, _>>()?;
         worker.sessions = Slab::from_entries(&frozen.session_generations, sessions);
+        worker.connections = frozen.connections;
         worker.resume();
         Ok(worker)
     }
@@ -234,6 +239,7 @@ impl<D: Driver> Worker<D> {
             state: half.state,
             queue,
             early,
+            verifying: half.verifying.map(|signed| signed.to_vec()),
             own_len: half.own_len,
             delivers: half.delivers,
             sent_at: half.sent_at,
@@ -272,6 +278,7 @@ impl<D: Driver> Worker<D> {
                 return None;
             }
         }
+        half.verifying = frozen.verifying.map(Arc::from);
         half.partner = frozen.partner;
         half.own_len = frozen.own_len;
         half.delivers = frozen.delivers;
@@ -313,8 +320,11 @@ impl<D: Driver> Worker<D> {
             half.partner = Key::NONE;
         }
         self.list_half(key);
-        // A request or response that was complete and had not had its turn.
-        self.advance_opening(key);
+        match self.halves.find_mut(key).and_then(|half| half.verifying.take()) {
+            Some(signed) => self.verify_object(key, signed),
+            // A request or response that was complete and had not had its turn.
+            None => self.advance_opening(key),
+        }
     }
 
     /// Files what was thawed and sets it going: directory, timers, receives, sends.
@@ -333,10 +343,14 @@ impl<D: Driver> Worker<D> {
         for key in sessions {
             let Some(session) = self.sessions.find(key) else { continue };
             let socket = session.socket;
+            let prefix = Prefix::from(session.peer_address.ip());
             let peer = session.open().map(|open| open.peer);
             self.file_socket(socket, key);
             if let Some(peer) = peer {
                 self.directory.insert(peer, key);
+            }
+            if self.settings.sessions_per_address.is_some() {
+                self.by_address.add(prefix);
             }
             self.arm_session_timer(key);
             self.mark(key);

@@ -85,9 +85,21 @@ pub const SESSION_PERCENT: usize = 25;
 /// again.
 pub const RESETS_PER_TURN_MAX: usize = 16;
 
-/// Verifications of handshakes and objects in one turn; the rest waits for the next. Each costs some 0.1 to 0.3 ms, in which
-/// nobody's frame moves.
-pub const VERIFICATIONS_PER_TURN_MAX: usize = 8;
+/// Nice value of the handshake lane's threads: below the workers, so that a flood of handshakes costs no forwarded byte, and
+/// far above the idle class, so that saturated workers leave handshakes about a quarter of a core.
+pub const LANE_NICE: i32 = 5;
+
+/// Jobs of established sessions (requests and responses) that one worker may have in the handshake lane: half a second of one
+/// thread's work. The next request is refused and counted.
+pub const ESTABLISHED_JOBS_MAX: usize = 4096;
+
+/// Jobs of strangers that one worker may have in the handshake lane. Each half-open connection has one at most, so their
+/// bound is met first; a stranger beyond it is let go and counted.
+pub const STRANGER_JOBS_MAX: usize = 65_536;
+
+/// Jobs of established sessions done in a row while a stranger waits: keys are free, so whoever has a session must not be
+/// able to keep everybody else out.
+pub const ESTABLISHED_IN_A_ROW_MAX: u32 = 7;
 
 /// Send records kept for reuse, per worker.
 pub const SPARE_GATHERS_MAX: usize = 64;
@@ -112,11 +124,40 @@ pub const SUBMISSION_ENTRIES: u32 = 1024;
 /// Completion queue entries: sized for multishot accepts and for a turn's receives and sends.
 pub const COMPLETION_ENTRIES: u32 = 4 * SUBMISSION_ENTRIES;
 
-/// Bytes of a stranger that may wait for their turn: the largest frame of a handshake and as much again.
-pub const STRANGER_STASH_LEN_MAX: usize = 8192;
+/// Bytes one half-open connection may have sent and we have not judged: a handshake message with its length (1,235 bytes at
+/// most, dmsg-wire 2.8), a PROXY header in front of it, or what follows message 3. When they are that many nothing more is
+/// received until some are used; the rest waits in the kernel. With the state of the handshake this keeps a stranger below
+/// [`STRANGER_LEN_MAX`].
+pub const STRANGER_STASH_LEN_MAX: usize = 1536;
 
-/// Half-open connections (before the session handshake is done); past it the oldest is closed.
+/// Memory of one connection before its peer has proved its key, in bytes, all of ours in: tables, bytes, handshake.
+pub const STRANGER_LEN_MAX: usize = 4096;
+
+/// A dial to somebody who is not here waits for so many proofs of identity that are with the handshake lane: the destination's
+/// may be among them. Less than a millisecond.
+pub const PROOFS_WAITED_FOR_MAX: usize = 4;
+
+/// Dials that may wait so; the next is refused at once.
+pub const UNDECIDED_DIALS_MAX: usize = 1024;
+
+/// Half-open connections (before the session handshake is done) unless configured otherwise; past it the oldest of the
+/// largest address prefix is closed and counted.
 pub const HALF_OPEN_MAX: usize = 8192;
+
+/// Of the connections that the limit of descriptors permits, this share may be half open, in percent: strangers alone can
+/// never use up all descriptors.
+pub const HALF_OPEN_PERCENT: usize = 50;
+
+/// Descriptors kept free for everything that is not a connection: listeners, rings, files, and the connection that is accepted
+/// only to be closed when there are too many.
+pub const DESCRIPTORS_RESERVED: usize = 64;
+
+/// Sessions advertised as the most we take, unless configured otherwise (dmsg-wire 11.1): a number in the discovery entry, not a
+/// limit.
+pub const SESSIONS_ADVERTISED: u32 = 2048;
+
+/// A warning of one kind is written at most once in so many nanoseconds; the next line says how many were not.
+pub const WARNING_INTERVAL_NS: u64 = 5 * SECOND_NS;
 
 /// Streams one session may have opened and not yet closed on both sides (dmsg-wire 11.2); the next is accepted and
 /// closed at once.

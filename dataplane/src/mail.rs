@@ -157,7 +157,7 @@ impl<D: Driver> Worker<D> {
         let held_len = self.driver.pool().held_len();
         Report {
             sessions,
-            half_open: self.half_open,
+            half_open: self.half_open.len(),
             bridges,
             held_len,
             promised_len: self.budget.promised(),

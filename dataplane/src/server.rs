@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender};
+use ipnet::IpNet;
 use ringwire_ipc::channel::{RingDescriptors, WorkerEnd};
 use ringwire_ipc::doorbell::SocketBell;
 use ringwire_ipc::region::RegionError;
@@ -20,14 +21,15 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use crate::choice::{self, DriverChoice, DriverKind, Selection};
 use crate::clock::monotonic;
 use crate::counters::{CounterBlock, Counters};
+use crate::descriptors;
 use crate::driver::{Driver, DriverError};
-use crate::entropy::OsEntropy;
+use crate::lane::{self, LaneThreads, StartLaneError};
 use crate::limits;
 use crate::mail::{Order, Report, mailbox};
 use crate::poll::PollDriver;
 use crate::ring::{self, Features, UringDriver};
 use crate::waker::Waker;
-use crate::worker::{Identity, Settings, Worker};
+use crate::worker::{Identity, Settings, Worker, default_proxy_from};
 
 /// What a data plane needs to start.
 #[derive(Debug)]
@@ -48,6 +50,19 @@ pub struct ServerConfig {
     pub core: Option<usize>,
     /// What moves the bytes.
     pub driver: DriverChoice,
+    /// Threads of the handshake lane, at least one; they run at a slightly lower priority than the worker.
+    pub handshake_threads: usize,
+    /// Connections that may be in their handshake; past it the oldest of the largest address prefix is closed.
+    pub half_open_max: usize,
+    /// Connections in all, where fewer than the limit of open files permits are wanted.
+    pub connections_max: Option<usize>,
+    /// Sessions one address (IPv6: one /64) may have; `None`: no limit.
+    pub sessions_per_address: Option<u32>,
+    /// Networks whose PROXY headers are believed. From anywhere else such a header ends the connection.
+    pub proxy_from: Vec<IpNet>,
+    /// Sessions the discovery entry says there is room for (dmsg-wire 11.1). Not enforced: the bound is
+    /// [`Server::connections_max`].
+    pub max_sessions: u32,
 }
 
 impl ServerConfig {
@@ -62,6 +77,12 @@ impl ServerConfig {
             company_us_max: Settings::default().company_us_max,
             core: None,
             driver: DriverChoice::Auto,
+            handshake_threads: lane::default_threads(),
+            half_open_max: limits::HALF_OPEN_MAX,
+            connections_max: None,
+            sessions_per_address: None,
+            proxy_from: default_proxy_from().to_vec(),
+            max_sessions: limits::SESSIONS_ADVERTISED,
         }
     }
 }
@@ -96,6 +117,9 @@ pub enum StartError {
     /// A thread cannot be made, or ended while starting.
     #[error("the worker thread did not start: {0}")]
     Thread(io::Error),
+    /// The handshake lane cannot start.
+    #[error(transparent)]
+    Lane(#[from] StartLaneError),
     /// There is no memory or no descriptor left for what the control plane reads.
     #[error("cannot make the counters' shared memory: {0}. Raise the limit of open files (`ulimit -n`)")]
     Counters(#[from] RegionError),
@@ -145,6 +169,7 @@ pub struct Server {
     wakers: Wakers,
     /// Duplicates, to hand on and to shut down.
     listeners: Vec<Socket>,
+    connections_max: usize,
     thread: Option<JoinHandle<Result<(), DriverError>>>,
 }
 
@@ -177,6 +202,10 @@ impl Server {
             .collect::<io::Result<_>>()
             .map_err(StartError::Duplicate)?;
         let public_key = config.secret_key.public_key();
+        let identity = Arc::new(Identity { secret_key: config.secret_key, public_key });
+        let lane = LaneThreads::start(&identity, config.hybrid, config.handshake_threads)?;
+        let permitted = descriptors::connections_max();
+        let connections_max = config.connections_max.map_or(permitted, |wanted| wanted.clamp(1, permitted));
         let counters = Arc::new(CounterBlock::shared()?);
         let stop = Arc::new(AtomicBool::new(false));
         let (ready, started) = mpsc::sync_channel(1);
@@ -185,10 +214,14 @@ impl Server {
             let (counters, stop) = (Arc::clone(&counters), Arc::clone(&stop));
             let launch = Launch {
                 listeners: listeners.len(),
-                identity: Arc::new(Identity { secret_key: config.secret_key, public_key }),
+                lane,
                 settings: Settings {
                     hybrid: config.hybrid,
                     company_us_max: config.company_us_max,
+                    connections_max,
+                    half_open_max: config.half_open_max,
+                    sessions_per_address: config.sessions_per_address,
+                    proxy_from: config.proxy_from.into(),
                     ..Settings::default()
                 },
                 counters,
@@ -231,6 +264,7 @@ impl Server {
             orders,
             wakers,
             listeners: duplicates,
+            connections_max,
             thread: Some(thread),
         })
     }
@@ -248,6 +282,12 @@ impl Server {
     /// What moves its bytes: `uring` or `poll`.
     pub fn driver_name(&self) -> &'static str {
         self.driver.name()
+    }
+
+    /// How many connections it takes, half-open ones included: what the limit of open files permits, or less if configured.
+    /// To be shown at start.
+    pub fn connections_max(&self) -> usize {
+        self.connections_max
     }
 
     /// A copy of its counters.
@@ -366,7 +406,8 @@ impl Drop for Server {
 /// What a worker's thread takes along, whatever its driver.
 struct Launch {
     listeners: usize,
-    identity: Arc<Identity>,
+    /// Its threads end with the worker.
+    lane: LaneThreads,
     settings: Settings,
     counters: Arc<CounterBlock>,
     stop: Arc<AtomicBool>,
@@ -392,7 +433,7 @@ impl Launch {
         driver: Result<D, DriverError>,
         wakers: impl FnOnce(&D) -> Wakers,
     ) -> Result<(), DriverError> {
-        let Self { listeners, identity, settings, counters, stop, mail, ready } = self;
+        let Self { listeners, lane, settings, counters, stop, mail, ready } = self;
         let driver = match driver {
             Ok(driver) => driver,
             Err(error) => {
@@ -402,8 +443,8 @@ impl Launch {
         };
         tracing::debug!(?driver, "worker starts");
         let wakers = wakers(&driver);
-        let entropy = Box::new(OsEntropy);
-        let mut worker = Worker::new(driver, listeners, identity, settings, entropy, counters, stop);
+        let port = lane.port(wakers.waker.clone());
+        let mut worker = Worker::new(driver, listeners, settings, port, counters, stop);
         worker.set_mail(mail);
         let _ = ready.send(Ok(wakers));
         worker.run()
@@ -492,6 +533,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::entropy::OsEntropy;
 
     fn config(driver: DriverChoice) -> ServerConfig {
         let secret_key = SecretKey::generate(&mut OsEntropy);

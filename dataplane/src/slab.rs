@@ -3,7 +3,7 @@
 use crate::planted::{self, Bug};
 
 /// Names an entry of a [`Slab`]: index and generation. Plain data; eight bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Key {
     /// Place in the table.
     pub index: u32,

@@ -2,35 +2,37 @@
 //!
 //! 1. **Reap**: the driver moves what has finished into a batch, at most so many completions a turn.
 //! 2. **Handle**: each completion goes to its session; bytes become frames, frames become decisions (modules `session`,
-//!    `bridge`).
+//!    `bridge`). What the [handshake lane](crate::lane) has found out since the last turn is handled alike.
 //! 3. **Forward**: each session with something to send gets at most one gathered send.
 //! 4. **Mail**: what others want of the worker ([`crate::mail`]).
 //! 5. **Submit and wait**: one call into the kernel, with a wait chosen by [`crate::wait`].
 //!
 //! A worker owns its sessions, streams and buffers; no other thread touches them.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::channel::Receiver;
 use hashbrown::HashMap;
-use ringwire_proto::entropy::Entropy;
+use ipnet::IpNet;
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use ringwire_proto::yamux;
 
-use crate::bridge::Half;
+use crate::bridge::{Half, Undecided};
 use crate::budget::Budget;
 use crate::channel::Link;
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Completion, Driver, DriverError, Gather, Nanos, SocketKey};
+use crate::half_open::{AddressCounts, HalfOpenTable};
+use crate::lane::Lane;
 use crate::limits;
 use crate::mail::{ORDERS_MAX, Order};
 use crate::queue::Nodes;
 use crate::session::{CloseReason, Session};
 use crate::slab::{Key, Slab};
 use crate::wait::WaitPolicy;
+use crate::warn::{self, Warnings};
 use crate::wheel::Wheel;
 
 /// Who the server is. Shared by its workers.
@@ -43,14 +45,40 @@ pub struct Identity {
 }
 
 /// What an operator can set of a worker.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Settings {
-    /// Whether sessions answer the post-quantum offer, or require it.
+    /// Whether sessions answer the post-quantum offer, or require it. For the handshake lane.
     pub hybrid: Hybrid,
     /// Timers and bounds of the session multiplexer.
     pub yamux: yamux::Config,
     /// Longest wait for company, in microseconds; 0: always return at once.
     pub company_us_max: u32,
+    /// Connections at a time, half-open ones included: what the limit of descriptors permits. One more costs a half-open
+    /// connection, or is closed at once.
+    pub connections_max: usize,
+    /// Half-open connections at a time; past it the oldest of the largest address prefix is closed.
+    pub half_open_max: usize,
+    /// Sessions of one address (IPv6: of one /64) at a time; the next is closed once its key is proven. `None`: no limit.
+    pub sessions_per_address: Option<u32>,
+    /// Networks whose PROXY headers are believed.
+    pub proxy_from: Arc<[IpNet]>,
+}
+
+impl Settings {
+    /// The bound of half-open connections in force: never more than their share of all connections.
+    pub fn half_open_max(&self) -> usize {
+        let share = self.connections_max / 100 * limits::HALF_OPEN_PERCENT
+            + self.connections_max % 100 * limits::HALF_OPEN_PERCENT / 100;
+        self.half_open_max.min(share.max(1))
+    }
+}
+
+/// Networks whose PROXY headers are believed unless configured otherwise: this machine.
+pub fn default_proxy_from() -> Arc<[IpNet]> {
+    Arc::new([
+        IpNet::V4(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8)),
+        IpNet::V6(ipnet::Ipv6Net::new_assert(std::net::Ipv6Addr::LOCALHOST, 128)),
+    ])
 }
 
 impl Default for Settings {
@@ -62,7 +90,15 @@ impl Default for Settings {
             close_timeout_ns: limits::CLOSE_GRACE_NS,
             ..yamux::Config::server()
         };
-        Self { hybrid: Hybrid::Offer, yamux, company_us_max: 100 }
+        Self {
+            hybrid: Hybrid::Offer,
+            yamux,
+            company_us_max: 100,
+            connections_max: usize::MAX,
+            half_open_max: limits::HALF_OPEN_MAX,
+            sessions_per_address: None,
+            proxy_from: default_proxy_from(),
+        }
     }
 }
 
@@ -78,9 +114,9 @@ pub(crate) enum Timer {
 /// One core's share of the server. See the module's head.
 pub struct Worker<D> {
     pub(crate) driver: D,
-    pub(crate) identity: Arc<Identity>,
     pub(crate) settings: Settings,
-    pub(crate) entropy: Box<dyn Entropy + Send>,
+    /// Where handshakes and signatures are verified.
+    pub(crate) lane: Box<dyn Lane>,
     pub(crate) counters: Arc<CounterBlock>,
     pub(crate) sessions: Slab<Session>,
     pub(crate) halves: Slab<Half>,
@@ -89,19 +125,21 @@ pub struct Worker<D> {
     pub(crate) directory: HashMap<PublicKey, Key>,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) budget: Budget,
-    pub(crate) half_open: usize,
-    /// Half-open connections, oldest first; some may have moved on.
-    pub(crate) half_open_order: VecDeque<Key>,
+    /// Connections that hold a descriptor, those that are being closed included.
+    pub(crate) connections: usize,
+    /// Connections in their handshake.
+    pub(crate) half_open: HalfOpenTable,
+    /// Sessions by address, while there is a limit.
+    pub(crate) by_address: AddressCounts,
+    pub(crate) warnings: Warnings,
+    /// Connections whose message 3 is with the lane.
+    pub(crate) proving: usize,
+    /// Dials that wait for some of these.
+    pub(crate) undecided: Vec<Undecided>,
     /// Sessions that may have something to send.
     pub(crate) marked: Vec<Key>,
     /// Halves whose queue took spans in place in this turn.
     pub(crate) touched: Vec<Key>,
-    /// Verifications that may still be done in this turn.
-    pub(crate) verifications_left: usize,
-    /// Halves whose object waits for the next turn.
-    pub(crate) deferred: Vec<Key>,
-    /// Strangers whose message waits for the next turn.
-    pub(crate) deferred_strangers: VecDeque<Key>,
     /// Sessions whose receive found no page.
     pub(crate) starved: Vec<Key>,
     #[allow(
@@ -144,9 +182,8 @@ impl<D: Driver> Worker<D> {
     pub fn new(
         mut driver: D,
         listeners: usize,
-        identity: Arc<Identity>,
         settings: Settings,
-        entropy: Box<dyn Entropy + Send>,
+        lane: Box<dyn Lane>,
         counters: Arc<CounterBlock>,
         stop: Arc<AtomicBool>,
     ) -> Self {
@@ -155,11 +192,11 @@ impl<D: Driver> Worker<D> {
         }
         let now = driver.now();
         let memory_len = driver.pool().len();
+        let company_us_max = settings.company_us_max;
         Self {
             driver,
-            identity,
             settings,
-            entropy,
+            lane,
             counters,
             sessions: Slab::default(),
             halves: Slab::default(),
@@ -167,13 +204,14 @@ impl<D: Driver> Worker<D> {
             directory: HashMap::new(),
             wheel: Wheel::new(now),
             budget: Budget::new(memory_len),
-            half_open: 0,
-            half_open_order: VecDeque::new(),
+            connections: 0,
+            half_open: HalfOpenTable::default(),
+            by_address: AddressCounts::default(),
+            warnings: Warnings::default(),
+            proving: 0,
+            undecided: Vec::new(),
             marked: Vec::with_capacity(limits::TURN_LIST_AT_START),
             touched: Vec::with_capacity(limits::TURN_LIST_AT_START),
-            verifications_left: limits::VERIFICATIONS_PER_TURN_MAX,
-            deferred: Vec::new(),
-            deferred_strangers: VecDeque::new(),
             starved: Vec::with_capacity(limits::TURN_LIST_AT_START),
             spare_gathers: (0..limits::GATHERS_AT_START).map(|_| Box::default()).collect(),
             scratch: Vec::with_capacity(limits::PAGE_LEN),
@@ -186,7 +224,7 @@ impl<D: Driver> Worker<D> {
             mail: None,
             link: None,
             drain_until: None,
-            wait: WaitPolicy::new(settings.company_us_max),
+            wait: WaitPolicy::new(company_us_max),
         }
     }
 
@@ -207,8 +245,8 @@ impl<D: Driver> Worker<D> {
 
     /// One turn. See the module's head.
     pub fn turn(&mut self, batch: &mut Batch) -> Result<(), DriverError> {
-        let mut wait = self.wait.choose(self.driver.now(), self.wheel.next());
-        wait.poll = !self.deferred.is_empty() || !self.deferred_strangers.is_empty();
+        let next = [self.wheel.next(), self.lane.due()].into_iter().flatten().min();
+        let mut wait = self.wait.choose(self.driver.now(), next);
         self.before_wait(&mut wait);
         self.driver.turn(wait, batch)?;
         self.after_wait();
@@ -221,9 +259,8 @@ impl<D: Driver> Worker<D> {
             .filter(|completion| matches!(completion, Completion::Received { .. }))
             .count();
 
-        self.verifications_left = limits::VERIFICATIONS_PER_TURN_MAX;
-        self.advance_deferred();
         self.handle(batch);
+        self.take_findings();
         let interactive = std::mem::take(&mut self.interactive);
         self.wait.observe(self.driver.now(), received_len, receives, interactive);
         self.expire();
@@ -247,7 +284,10 @@ impl<D: Driver> Worker<D> {
                 }
                 Completion::ReceiveEnded { socket, reason } => self.receive_ended(socket, reason),
                 Completion::Sent { socket, gather, outcome } => self.sent(socket, gather, outcome),
-                Completion::Closed { .. } => self.counters.count(Counter::ConnectionsClosed),
+                Completion::Closed { .. } => {
+                    self.counters.count(Counter::ConnectionsClosed);
+                    self.connections = self.connections.saturating_sub(1);
+                }
                 Completion::Woken => {}
             }
         }
@@ -261,9 +301,12 @@ impl<D: Driver> Worker<D> {
         if self.stopping || self.is_draining() {
             return;
         }
-        let error = std::io::Error::from_raw_os_error(error);
-        tracing::warn!(%error, "cannot accept connections; trying again (raise the limit of open files, `ulimit -n`)");
-        let at = self.driver.now() + ACCEPT_RETRY_NS;
+        let now = self.driver.now();
+        if let Some(suppressed) = self.warnings.admit(warn::Kind::AcceptFailed, now) {
+            let error = std::io::Error::from_raw_os_error(error);
+            tracing::warn!(%error, suppressed, "cannot accept connections; trying again (raise the limit of open files, `ulimit -n`)");
+        }
+        let at = now + ACCEPT_RETRY_NS;
         self.wheel.schedule(at, Timer::Accept(listener));
     }
 
@@ -294,25 +337,6 @@ impl<D: Driver> Worker<D> {
             self.arm_receive(key);
         }
         self.starved = starved;
-    }
-
-    /// What had no turn in the last one: established sessions before strangers, who share what is left in order of arrival.
-    fn advance_deferred(&mut self) {
-        let mut deferred = std::mem::take(&mut self.deferred);
-        for key in deferred.drain(..) {
-            if let Some(half) = self.halves.find_mut(key) {
-                half.deferred = false;
-                self.advance_opening(key);
-            }
-        }
-        // Those that had to wait again are in the new list.
-        if self.deferred.is_empty() {
-            self.deferred = deferred;
-        }
-        while self.verifications_left > 0 {
-            let Some(key) = self.deferred_strangers.pop_front() else { return };
-            self.advance_stranger(key);
-        }
     }
 
     /// Pages that blocked destinations hold for little payload go back: what is queued in them is copied. A destination that

@@ -13,6 +13,7 @@ use ringwire_dataplane::counters::{Counter, CounterBlock};
 use ringwire_dataplane::driver::{Batch, Driver};
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_dataplane::freeze::{FreezeError, Frozen};
+use ringwire_dataplane::lane::{InlineLane, LaneThreads};
 use ringwire_dataplane::poll::PollDriver;
 use ringwire_dataplane::ring::UringDriver;
 use ringwire_dataplane::worker::{Identity, Settings, Worker};
@@ -84,10 +85,10 @@ fn what_is_no_frozen_worker_is_refused_by_name() {
         let driver = PollDriver::new(Vec::new(), MEMORY_LEN).unwrap();
         let secret_key = SecretKey::generate(&mut OsEntropy);
         let identity = Arc::new(Identity { public_key: secret_key.public_key(), secret_key });
+        let lane = Box::new(InlineLane::new(identity, Hybrid::Offer, Box::new(OsEntropy)));
         let (counters, stop) = (Arc::default(), Arc::default());
         let frozen = Frozen::from_bytes(bytes);
-        Worker::thaw(&frozen, driver, 0, identity, Settings::default(), Box::new(OsEntropy), counters, stop)
-            .unwrap_err()
+        Worker::thaw(&frozen, driver, 0, Settings::default(), lane, counters, stop).unwrap_err()
     };
     assert!(matches!(thaw(vec![0x63]), FreezeError::Version { found: 0x63 }));
     assert!(matches!(thaw(Vec::new()), FreezeError::Malformed(_)));
@@ -122,13 +123,15 @@ impl Stage {
             move || match driver {
                 DriverChoice::Poll => {
                     let driver = PollDriver::new(vec![listener], MEMORY_LEN).unwrap();
-                    send_waker.send(driver.waker()).unwrap();
-                    run(driver, &identity, &counters, &stop, &hand_over);
+                    let waker = driver.waker();
+                    send_waker.send(waker.clone()).unwrap();
+                    run(driver, &waker, &identity, &counters, &stop, &hand_over);
                 }
                 DriverChoice::Uring | DriverChoice::Auto => {
                     let driver = UringDriver::new(vec![listener], MEMORY_LEN).unwrap();
-                    send_waker.send(driver.waker()).unwrap();
-                    run(driver, &identity, &counters, &stop, &hand_over);
+                    let waker = driver.waker();
+                    send_waker.send(waker.clone()).unwrap();
+                    run(driver, &waker, &identity, &counters, &stop, &hand_over);
                 }
             }
         });
@@ -152,15 +155,16 @@ impl Stage {
 
 fn run<D: Driver>(
     driver: D,
+    waker: &Waker,
     identity: &Arc<Identity>,
     counters: &Arc<CounterBlock>,
     stop: &Arc<AtomicBool>,
     hand_over: &AtomicBool,
 ) {
     let settings = Settings::default();
-    let entropy = || Box::new(OsEntropy);
-    let mut worker =
-        Worker::new(driver, 1, identity.clone(), settings, entropy(), counters.clone(), stop.clone());
+    let lane = LaneThreads::start(identity, Hybrid::Offer, 1).unwrap();
+    let port = lane.port(waker.clone());
+    let mut worker = Worker::new(driver, 1, settings.clone(), port, counters.clone(), stop.clone());
     let mut batch = Batch::default();
     let mut since = Instant::now();
     while !stop.load(Ordering::Acquire) {
@@ -173,9 +177,8 @@ fn run<D: Driver>(
                 &frozen,
                 driver,
                 0,
-                identity.clone(),
-                settings,
-                entropy(),
+                settings.clone(),
+                lane.port(waker.clone()),
                 counters.clone(),
                 stop.clone(),
             )

@@ -46,6 +46,8 @@ struct Slot {
     generation: u32,
     /// Asked for and not completed.
     receiving: bool,
+    /// Bytes it may bring.
+    receive_len_max: usize,
     /// The kernel has it.
     receive_pending: bool,
     /// A recall caught this receive.
@@ -225,6 +227,7 @@ impl SimDriver {
         if self.ring.is_empty() {
             return self.end_receive(key, ReceiveEnd::NoBuffers);
         }
+        let available = available.min(slot.receive_len_max);
         let mut wanted = available;
         if self.random.chance(self.plan.short_receive) {
             wanted = self.random.range(1, available as u64) as usize;
@@ -498,9 +501,10 @@ impl Driver for SimDriver {
         self.accepts = true;
     }
 
-    fn receive(&mut self, socket: SocketKey) {
+    fn receive(&mut self, socket: SocketKey, len_max: usize) {
+        assert!(len_max > 0, "a receive of nothing never ends");
         if let Some(slot) = self.slot(socket).filter(|slot| !slot.receiving && !slot.closing) {
-            slot.receiving = true;
+            (slot.receiving, slot.receive_len_max) = (true, len_max);
             self.submitted.push(Operation::Receive(socket));
         }
     }

@@ -279,6 +279,17 @@ pub struct KernelPlan {
     pub turn_ns: Nanos,
     /// Longest wait for company the worker may choose, in microseconds.
     pub company_us_max: u32,
+    /// How fast the handshake lane is.
+    pub lane: LanePlan,
+}
+
+/// The handshake lane of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct LanePlan {
+    /// Jobs it does at a time.
+    pub hands: usize,
+    /// What a job takes at most.
+    pub cost_ns: Nanos,
 }
 
 impl KernelPlan {
@@ -297,6 +308,7 @@ impl KernelPlan {
             accept_fails: 0,
             turn_ns: 2_000,
             company_us_max: 100,
+            lane: LanePlan { hands: 1, cost_ns: 200_000 },
         }
     }
 }

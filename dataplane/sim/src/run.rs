@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringwire_dataplane::counters::{Counter, CounterBlock, Counters};
 use ringwire_dataplane::driver::{Batch, Nanos};
+use ringwire_dataplane::lane::{InlineLane, Lane};
 use ringwire_dataplane::worker::{Identity, Settings, Worker};
 use ringwire_netem::{Random, SECOND_NS};
 use ringwire_proto::entropy::SeededEntropy;
@@ -17,7 +18,7 @@ use crate::driver::SimDriver;
 use crate::ledger::{Failure, Ledger};
 use crate::log::{Event, Lines, Log};
 use crate::peer::Peer;
-use crate::plan::{Character, Plan};
+use crate::plan::{Character, LanePlan, Plan};
 use crate::scenario;
 use crate::world::{Phase, World};
 
@@ -120,6 +121,7 @@ struct Fabric {
     settings: Settings,
     counters: Arc<CounterBlock>,
     stop: Arc<AtomicBool>,
+    lane: LanePlan,
     handovers: u64,
     seed: u64,
 }
@@ -131,11 +133,18 @@ impl Fabric {
         let identity = Arc::new(Identity { public_key: secret_key.public_key(), secret_key });
         let settings = Settings { company_us_max: plan.kernel.company_us_max, ..Settings::default() };
         let stop = Arc::new(AtomicBool::new(false));
-        Self { entropy, identity, settings, counters, stop, handovers: 0, seed: plan.seed }
+        let (lane, seed) = (plan.kernel.lane, plan.seed);
+        Self { entropy, identity, settings, counters, stop, lane, handovers: 0, seed }
     }
 
-    fn entropy(&self) -> Box<SeededEntropy> {
-        Box::new(SeededEntropy::new(self.seed.rotate_left(32) ^ self.handovers))
+    /// A lane of its own for each worker; what an old one had begun is lost with it.
+    fn lane(&self) -> Box<dyn Lane> {
+        let entropy = Box::new(SeededEntropy::new(self.seed.rotate_left(32) ^ self.handovers));
+        let mut random = Random::new(self.seed).fork(0x6c61_6e65 ^ self.handovers << 32);
+        let (cost_ns, hands) = (self.lane.cost_ns, self.lane.hands);
+        let cost = Box::new(move || random.range(0, cost_ns));
+        let identity = Arc::clone(&self.identity);
+        Box::new(InlineLane::with_cost(identity, self.settings.hybrid, entropy, hands, cost))
     }
 }
 
@@ -171,9 +180,8 @@ impl Run {
             Ok(driver) => driver,
             Err(error) => panic!("no buffer memory: {error}"),
         };
-        let (identity, counters) = (Arc::clone(&fabric.identity), Arc::clone(&fabric.counters));
-        let (stop, entropy) = (Arc::clone(&fabric.stop), fabric.entropy());
-        let worker = Worker::new(driver, 1, identity, fabric.settings, entropy, counters, stop);
+        let (counters, stop) = (Arc::clone(&fabric.counters), Arc::clone(&fabric.stop));
+        let worker = Worker::new(driver, 1, fabric.settings.clone(), fabric.lane(), counters, stop);
         self.worker = Some(worker);
         self.drive(stops);
     }
@@ -230,9 +238,8 @@ impl Run {
         let bytes = frozen.expose().len();
         let now = driver.world.now;
         driver.world.log.note(now, Event::HandedOver { bytes });
-        let (identity, counters) = (Arc::clone(&fabric.identity), Arc::clone(&fabric.counters));
-        let (stop, entropy) = (Arc::clone(&fabric.stop), fabric.entropy());
-        match Worker::thaw(&frozen, driver, 1, identity, fabric.settings, entropy, counters, stop) {
+        let (counters, stop) = (Arc::clone(&fabric.counters), Arc::clone(&fabric.stop));
+        match Worker::thaw(&frozen, driver, 1, fabric.settings.clone(), fabric.lane(), counters, stop) {
             Ok(worker) => self.worker = Some(worker),
             Err(error) => panic!("the worker was not thawed: {error}"),
         }

@@ -540,6 +540,8 @@ impl Draw<'_> {
         kernel.accept_fails = *random.pick(&[0, 0, 200_000]);
         kernel.turn_ns = *random.pick(&[1_000, 20_000, 100_000]);
         kernel.company_us_max = *random.pick(&[0, 100]);
+        kernel.lane.hands = *random.pick(&[1, 2]);
+        kernel.lane.cost_ns = *random.pick(&[0, 200_000, 20 * MS]);
     }
 }
 

@@ -8,6 +8,7 @@ use crate::driver::Driver;
 use crate::limits;
 use crate::session::Session;
 use crate::slab::Key;
+use crate::warn;
 use crate::worker::Worker;
 
 impl<D: Driver> Worker<D> {
@@ -130,8 +131,12 @@ impl<D: Driver> Worker<D> {
             self.reset_half(partner);
         }
         self.counters.add(Counter::ResetsMemory, resets);
+        let Some(suppressed) = self.warnings.admit(warn::Kind::MemoryUsedUp, self.driver.now()) else {
+            return;
+        };
         tracing::warn!(
             resets,
+            suppressed,
             "buffer memory is used up: the longest-stalled streams are reset (raise the budget, or allow fewer streams)"
         );
     }

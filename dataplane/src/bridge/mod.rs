@@ -7,6 +7,10 @@ mod credit;
 mod open;
 mod payload;
 
+pub(crate) use open::Undecided;
+
+use std::sync::Arc;
+
 use ringwire_proto::identity::PublicKey;
 
 use crate::driver::Nanos;
@@ -29,8 +33,8 @@ pub(crate) struct Half {
     pub(crate) own_len: usize,
     /// Bytes of this half's peer that have nowhere to go yet: an object in the making, or what follows it.
     pub(crate) early: Queue,
-    /// Its object waits for the next turn.
-    pub(crate) deferred: bool,
+    /// Its object, while the handshake lane verifies it.
+    pub(crate) verifying: Option<Arc<[u8]>>,
     /// It is in the worker's list of halves whose queue may hold pages for little payload.
     pub(crate) touched: bool,
     /// In which list of its session it waits for its turn to send.
@@ -113,7 +117,7 @@ impl Half {
             queue: Queue::default(),
             own_len: 0,
             early: Queue::default(),
-            deferred: false,
+            verifying: None,
             touched: false,
             listed: Listed::No,
             sent_at: 0,

@@ -1,20 +1,29 @@
 //! How a bridge opens: request, forward, response (dmsg-wire 7, 9, 10.4-10.6, 11.4).
 //!
-//! Objects are cut off the head of a stream, opened with the session's key, verified, and sealed again for the other
-//! session: the signed bytes are the same. A refusal is a closed stream, never a response of our own.
+//! Objects are cut off the head of a stream, opened with the session's key, verified by the handshake lane, and sealed again
+//! for the other session: the signed bytes are the same. A refusal is a closed stream, never a response of our own.
 
-use ringwire_proto::object::{
-    self, Generation, ObjectError, PING_MARKER, StreamRequest, StreamResponse, open_request, open_response,
-    sign_object,
-};
+use std::sync::Arc;
+
+use ringwire_proto::identity::PublicKey;
+use ringwire_proto::object::{self, ObjectError, PING_MARKER};
 
 use super::{Expected, Half, State};
 use crate::counters::Counter;
 use crate::driver::Driver;
+use crate::lane::{CheckedRequest, Class, Job, Owner, Work};
 use crate::limits;
 use crate::session::Session;
 use crate::slab::Key;
 use crate::worker::Worker;
+
+/// A dial that waits for proofs of identity, see [`Worker::wait_for_proofs`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Undecided {
+    half: Key,
+    destination: PublicKey,
+    proofs_left: usize,
+}
 
 /// What stands at the head of a stream.
 enum Head {
@@ -56,12 +65,8 @@ impl<D: Driver> Worker<D> {
             State::Response => false,
             State::Waiting | State::Bridged | State::Ending => return,
         };
-        if self.verifications_left == 0 {
-            // Its turn comes in the next turn; the bytes wait where they are.
-            if !half.deferred {
-                half.deferred = true;
-                self.deferred.push(half_key);
-            }
+        if half.verifying.is_some() {
+            // What follows the object waits where it is.
             return;
         }
         match (self.take_head(half_key), is_request) {
@@ -71,8 +76,7 @@ impl<D: Driver> Worker<D> {
                 self.queue_bytes(half_key, &PING_MARKER);
                 self.end_half(half_key);
             }
-            (Head::Object(signed), true) => self.handle_request(half_key, &signed),
-            (Head::Object(signed), false) => self.handle_response(half_key, &signed),
+            (Head::Object(signed), _) => self.verify_object(half_key, signed.into()),
             (Head::Unreadable, true) => {
                 self.counters.count(Counter::RefusedObject);
                 self.end_half(half_key);
@@ -107,7 +111,6 @@ impl<D: Driver> Worker<D> {
         if len == 0 {
             return Head::Ping;
         }
-        self.verifications_left -= 1;
         match open.opener.open(&mut packet[prefix.len()..]) {
             Ok(signed) => Head::Object(signed.to_vec()),
             Err(fault) => {
@@ -117,56 +120,114 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn handle_request(&mut self, half_key: Key, signed: &[u8]) {
+    /// Gives an object to the handshake lane; what it finds comes to `request_checked` or `response_checked`.
+    pub(crate) fn verify_object(&mut self, half_key: Key, signed: Arc<[u8]>) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        let session_key = half.session;
+        let Some(session) = self.sessions.find(session_key) else { return };
+        let Some(peer) = session.open().map(|open| open.peer) else { return };
+        let work = match &half.expected {
+            None => Work::Request { signed: Arc::clone(&signed), peer, address: session.peer_address.ip() },
+            Some(expected) => Work::Response {
+                signed: Arc::clone(&signed),
+                request_hash: expected.request_hash,
+                destination: expected.destination,
+            },
+        };
+        half.verifying = Some(signed);
+        let (owner, class) = (Owner::Half(half_key), Class::Established(session_key));
+        if self.submit(Job { owner, class, work }) {
+            return;
+        }
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        half.verifying = None;
+        if half.state == State::Response { self.refuse_response(half_key) } else { self.end_half(half_key) }
+    }
+
+    /// The object of a half that the lane has judged; `None`: nobody waits for it any more.
+    fn take_verified(&mut self, half_key: Key, state: State) -> Option<Arc<[u8]>> {
+        let half = self.halves.find_mut(half_key);
+        let signed = half.and_then(|half| half.verifying.take().filter(|_| half.state == state));
+        if signed.is_none() {
+            self.counters.count(Counter::LaneStale);
+        }
+        signed
+    }
+
+    /// The lane has judged a request.
+    pub(crate) fn request_checked(&mut self, half_key: Key, result: Result<CheckedRequest, ObjectError>) {
+        let Some(signed) = self.take_verified(half_key, State::Request) else { return };
         let Some(half) = self.halves.find(half_key) else { return };
         let Some(peer) = self.sessions.find(half.session).and_then(Session::open).map(|open| open.peer)
         else {
             return;
         };
-        let request = match open_request(signed) {
+        let request = match result {
             Ok(request) => request,
             Err(fault) => {
                 tracing::debug!(%peer, %fault, "request refused");
                 return self.refuse_request(half_key, Counter::RefusedObject);
             }
         };
-        if request.source.key != Some(peer) {
+        if request.source != Some(peer) {
             return self.refuse_request(half_key, Counter::RefusedSource);
         }
         if self.is_draining() {
             return self.refuse_request(half_key, Counter::RefusedDraining);
         }
-        if request.is_ip_request_to(&self.identity.public_key) {
-            return self.answer_ip_request(half_key, signed);
+        if let Some(answer) = request.answer {
+            self.counters.count(Counter::IpRequests);
+            self.queue_object(half_key, &answer);
+            return self.end_half(half_key);
         }
-        self.forward_request(half_key, &request, signed);
+        self.forward_request(half_key, request.destination, &signed);
     }
 
-    /// Answers with the address this session comes from, signed by us, who are the destination (dmsg-wire 10.6).
-    fn answer_ip_request(&mut self, half_key: Key, signed: &[u8]) {
-        let Some(half) = self.halves.find(half_key) else { return };
-        let Some(session) = self.sessions.find(half.session) else { return };
-        let ip = match session.peer_address.ip().to_canonical() {
-            std::net::IpAddr::V4(ip) => ip.octets().to_vec(),
-            std::net::IpAddr::V6(ip) => ip.octets().to_vec(),
-        };
-        let response = StreamResponse {
-            request_hash: object::object_hash(signed),
-            accepted: true,
-            ip,
-            ..StreamResponse::default()
-        };
-        let signed = sign_object(&self.identity.secret_key, &response.encode(Generation::Go2026));
-        self.counters.count(Counter::IpRequests);
-        self.queue_object(half_key, &signed);
-        self.end_half(half_key);
+    /// A dial to somebody who is not here while proofs of identity are with the lane: that of the destination may be among
+    /// them, sent before the dial was. The dial waits for a few of them. False: it waited already, or too many do.
+    fn wait_for_proofs(&mut self, half_key: Key, destination: PublicKey, signed: Arc<[u8]>) -> bool {
+        if self.proving == 0 || self.undecided.len() >= limits::UNDECIDED_DIALS_MAX {
+            return false;
+        }
+        let Some(half) = self.halves.find_mut(half_key) else { return false };
+        half.verifying = Some(signed);
+        let proofs_left = self.proving.min(limits::PROOFS_WAITED_FOR_MAX);
+        self.undecided.push(Undecided { half: half_key, destination, proofs_left });
+        true
     }
 
-    fn forward_request(&mut self, half_key: Key, request: &StreamRequest, signed: &[u8]) {
+    /// A proof of identity has come out one way or the other.
+    pub(crate) fn decide_dials(&mut self) {
+        let mut undecided = std::mem::take(&mut self.undecided);
+        undecided.retain_mut(|dial| {
+            dial.proofs_left -= 1;
+            if dial.proofs_left > 0 && !self.directory.contains_key(&dial.destination) {
+                return true;
+            }
+            let half = self.halves.find_mut(dial.half).filter(|half| half.state == State::Request);
+            if let Some(signed) = half.and_then(|half| half.verifying.take()) {
+                self.forward_to(dial.half, dial.destination, &signed);
+            }
+            false
+        });
+        debug_assert!(self.undecided.is_empty(), "deciding adds none");
+        self.undecided = undecided;
+    }
+
+    fn forward_request(&mut self, half_key: Key, destination: Option<PublicKey>, signed: &Arc<[u8]>) {
+        let Some(destination) = destination else {
+            return self.refuse_request(half_key, Counter::RefusedDestination);
+        };
+        if self.directory.contains_key(&destination)
+            || !self.wait_for_proofs(half_key, destination, Arc::clone(signed))
+        {
+            self.forward_to(half_key, destination, signed);
+        }
+    }
+
+    fn forward_to(&mut self, half_key: Key, destination: PublicKey, signed: &[u8]) {
         let now = self.driver.now();
-        let destination = request.destination.key;
-        let session = destination.and_then(|key| self.directory.get(&key)).copied();
-        let (Some(destination), Some(session)) = (destination, session) else {
+        let Some(session) = self.directory.get(&destination).copied() else {
             return self.refuse_request(half_key, Counter::RefusedDestination);
         };
         let forward_key = self.halves.insert(Half::new(session, 0, State::Response, true));
@@ -199,21 +260,20 @@ impl<D: Driver> Worker<D> {
         self.arm_session_timer(session);
     }
 
-    fn handle_response(&mut self, forward_key: Key, signed: &[u8]) {
+    /// The lane has judged a response.
+    pub(crate) fn response_checked(&mut self, forward_key: Key, result: Result<(), ObjectError>) {
+        let Some(signed) = self.take_verified(forward_key, State::Response) else { return };
         let Some(forward) = self.halves.find_mut(forward_key) else { return };
         let source_key = forward.partner;
-        let Some(expected) = forward.expected.take() else { return };
-        // All three checks: a refusal is a failed forward and is not passed on (dmsg-wire 10.4).
-        let outcome: Result<_, ObjectError> =
-            open_response(signed, &expected.request_hash, &expected.destination);
-        if let Err(fault) = outcome {
-            tracing::debug!(destination = %expected.destination, %fault, "response refused");
+        forward.expected = None;
+        if let Err(fault) = result {
+            tracing::debug!(%fault, "response refused");
             return self.refuse_response(forward_key);
         }
         if self.halves.find(source_key).is_none() {
             return self.end_half(forward_key);
         }
-        self.queue_object(source_key, signed);
+        self.queue_object(source_key, &signed);
         if self.halves.find(source_key).is_none() {
             return self.end_half(forward_key);
         }

@@ -3,6 +3,7 @@
 use super::{Listed, State};
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos};
+use crate::lane::Owner;
 use crate::limits;
 use crate::planted::{self, Bug};
 use crate::ring::Span;
@@ -172,7 +173,10 @@ impl<D: Driver> Worker<D> {
                     self.end_half(half_key);
                 }
             }
-            // A client that finishes behind its request still waits for the response; it is told when there is none.
+            // A client that finishes behind its request still waits for the response; and what follows a response is
+            // delivered, end included, once that is verified.
+            State::Request | State::Response if half.verifying.is_some() => {}
+            // There is no whole request, and there will be none.
             State::Request => {
                 self.counters.count(Counter::RefusedObject);
                 self.end_half(half_key);
@@ -289,6 +293,9 @@ impl<D: Driver> Worker<D> {
         let Some(mut half) = self.halves.remove(half_key) else { return };
         let pool = self.driver.pool();
         let dropped = half.queue.clear(&mut self.nodes, pool) + half.early.clear(&mut self.nodes, pool);
+        if half.verifying.is_some() {
+            self.lane.cancel(Owner::Half(half_key));
+        }
         self.counters.add(Counter::BytesDropped, dropped as u64);
         self.counters.count(if half.is_forward { Counter::ForwardsClosed } else { Counter::StreamsClosed });
         if half.state == State::Bridged {

@@ -283,9 +283,9 @@ impl Driver for PollDriver {
         self.listeners[listener].accepting = true;
     }
 
-    fn receive(&mut self, socket: SocketKey) {
+    fn receive(&mut self, socket: SocketKey, len_max: usize) {
         let Some(state) = self.sockets.find_mut(socket) else { return };
-        state.want_receive();
+        state.want_receive(len_max);
         if state.enqueue() {
             self.runnable.push_back(socket);
         }

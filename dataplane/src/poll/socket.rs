@@ -20,6 +20,8 @@ pub(super) struct Socket {
     descriptor: OwnedFd,
     /// A receive is asked for.
     receiving: bool,
+    /// Bytes it may bring.
+    len_max: usize,
     /// The send asked for.
     sending: Option<Sending>,
     /// A receive may find something.
@@ -59,6 +61,7 @@ impl Socket {
         Self {
             descriptor,
             receiving: false,
+            len_max: 0,
             sending: None,
             readable: false,
             writable: true,
@@ -98,7 +101,10 @@ impl Socket {
         self.queued = false;
     }
 
-    pub(super) fn want_receive(&mut self) {
+    pub(super) fn want_receive(&mut self, len_max: usize) {
+        if !self.receiving {
+            self.len_max = len_max;
+        }
         self.receiving = true;
     }
 
@@ -118,8 +124,10 @@ impl Socket {
             return None;
         }
         let before = spans.len();
-        let descriptor = self.descriptor.as_fd();
-        let Some(filled) = pool.fill(self.pages, spans, |pages| read(descriptor, pages)) else {
+        let (descriptor, len_max) = (self.descriptor.as_fd(), self.len_max);
+        let is_whole = len_max >= PAGE_LEN;
+        let pages = if is_whole { self.pages } else { 1 };
+        let Some(filled) = pool.fill(pages, spans, |pages| read(descriptor, len_max, pages)) else {
             self.receiving = false;
             return Some(Err(ReceiveEnd::NoBuffers));
         };
@@ -139,8 +147,10 @@ impl Socket {
                 if filled.len == 0 {
                     return Some(Err(ReceiveEnd::EndOfStream));
                 }
-                if filled.len == filled.room {
-                    self.pages = (2 * self.pages).min(PAGES_PER_FILL_MAX);
+                if filled.len == filled.room.min(len_max) {
+                    if is_whole {
+                        self.pages = (2 * self.pages).min(PAGES_PER_FILL_MAX);
+                    }
                 } else {
                     self.readable = self.has_more_behind;
                     // Slowly down: bursts of bulk differ in length, and pages offered in vain cost little.
@@ -200,12 +210,16 @@ impl Socket {
     }
 }
 
-fn read(descriptor: BorrowedFd<'_>, pages: &mut [IoSliceMut<'_>]) -> Result<usize, Errno> {
+/// Reads into pages, or `len_max` bytes into the one page there is when that is less.
+fn read(descriptor: BorrowedFd<'_>, len_max: usize, pages: &mut [IoSliceMut<'_>]) -> Result<usize, Errno> {
     debug_assert!(pages.iter().all(|page| page.len() == PAGE_LEN), "whole pages");
     loop {
         let outcome = match pages {
             // The shorter way through the kernel for what is most frequent.
-            [page] => rustix::net::recv(descriptor, &mut **page, RecvFlags::empty()).map(|(len, _)| len),
+            [page] => {
+                let len = page.len().min(len_max);
+                rustix::net::recv(descriptor, &mut page[..len], RecvFlags::empty()).map(|(len, _)| len)
+            }
             _ => rustix::io::readv(descriptor, &mut *pages),
         };
         if outcome != Err(Errno::INTR) {

@@ -12,6 +12,7 @@ use super::*;
 use crate::limits::PAGE_LEN;
 use crate::ring::PAGES_PER_FILL_MAX;
 
+const LEN_MAX: usize = limits::RECEIVE_LEN_MAX;
 const LIMIT: Duration = Duration::from_secs(20);
 const NO_WAIT: Wait = Wait { until: None, company_us: 0, poll: true };
 
@@ -106,11 +107,11 @@ fn a_receive_takes_what_is_there_and_no_more_than_once() {
     let (socket, mut peer) = pair(&mut driver);
     peer.write_all(b"before it was asked for").unwrap();
     assert_eq!(turn(&mut driver, NO_WAIT), [], "nobody asked");
-    driver.receive(socket);
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
+    driver.receive(socket, LEN_MAX);
     assert_eq!(next(&mut driver), [Event::Bytes(socket, b"before it was asked for".to_vec())]);
     assert_eq!(turn(&mut driver, NO_WAIT), [], "asked for once");
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     assert_eq!(turn(&mut driver, NO_WAIT), [], "nothing there");
     peer.write_all(b"after").unwrap();
     assert_eq!(next(&mut driver), [Event::Bytes(socket, b"after".to_vec())]);
@@ -125,7 +126,7 @@ fn bulk_is_received_in_order_over_several_pages() {
     let writer = std::thread::spawn(move || peer.write_all(&bytes));
     let (mut got, mut largest) = (Vec::new(), 0);
     while got.len() < expected.len() {
-        driver.receive(socket);
+        driver.receive(socket, LEN_MAX);
         for event in next(&mut driver) {
             match event {
                 Event::Bytes(_, bytes) => {
@@ -186,9 +187,9 @@ fn the_end_of_the_stream_comes_behind_its_bytes() {
         if same_moment {
             peer.shutdown(std::net::Shutdown::Write).unwrap();
         }
-        driver.receive(socket);
+        driver.receive(socket, LEN_MAX);
         assert_eq!(next(&mut driver), [Event::Bytes(socket, b"last words".to_vec())]);
-        driver.receive(socket);
+        driver.receive(socket, LEN_MAX);
         peer.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(next(&mut driver), [Event::Ended(socket, ReceiveEnd::EndOfStream)]);
     }
@@ -199,7 +200,7 @@ fn a_reset_fails_the_receive_and_the_send() {
     let mut driver = driver(64);
     let (socket, peer) = tcp_pair(&mut driver);
     SockRef::from(&peer).set_linger(Some(Duration::ZERO)).unwrap();
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     drop(peer);
     assert_eq!(next(&mut driver), [Event::Ended(socket, ReceiveEnd::Failed(libc::ECONNRESET))]);
     let message = gather(&mut driver, b"too late", &[]);
@@ -225,7 +226,7 @@ fn a_reset_fails_the_receive_and_the_send() {
 fn closing_completes_what_is_pending_and_says_closed_last() {
     let mut driver = driver(64);
     let (socket, mut peer) = tcp_pair(&mut driver);
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     let message = gather(&mut driver, b"", &[1; 500_000]);
     let state = driver.sockets.find(socket).unwrap();
     SockRef::from(&state.descriptor()).set_send_buffer_size(1).unwrap();
@@ -237,7 +238,7 @@ fn closing_completes_what_is_pending_and_says_closed_last() {
     peer.write_all(b"?").unwrap();
     driver.close(socket);
     driver.close(socket);
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     let late = gather(&mut driver, b"late", &[]);
     driver.send(socket, late);
     assert_eq!(
@@ -256,7 +257,7 @@ fn closing_completes_what_is_pending_and_says_closed_last() {
     // The place in the table is used again under another generation.
     let (again, _peer) = pair(&mut driver);
     assert_eq!((again.index, again.generation), (socket.index, socket.generation + 1));
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     assert_eq!(turn(&mut driver, NO_WAIT), []);
 }
 
@@ -270,7 +271,7 @@ fn a_recall_completes_what_is_pending_and_the_connection_lives_on() {
     SockRef::from(&state.descriptor()).set_send_buffer_size(1).unwrap();
     let payload: Vec<u8> = (0..800_000_u32).map(|at| (at / 7) as u8).collect();
     let message = gather(&mut driver, b"", &payload);
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     driver.send(socket, message);
     driver.recall(socket);
     let events = turn(&mut driver, NO_WAIT);
@@ -288,7 +289,7 @@ fn a_recall_completes_what_is_pending_and_the_connection_lives_on() {
         (got, peer)
     });
     assert_eq!(next(&mut driver), [Event::Sent(socket, Ok(payload.len() - taken))]);
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     assert_eq!(next(&mut driver), [Event::Bytes(socket, b"all".to_vec())]);
     assert!(reader.join().unwrap().0 == payload);
 }
@@ -298,12 +299,12 @@ fn without_a_free_page_a_receive_says_so_and_keeps_the_bytes() {
     let mut driver = driver(2);
     let (socket, mut peer) = pair(&mut driver);
     let held = [driver.pool.allocate(PAGE_LEN).unwrap(), driver.pool.allocate(PAGE_LEN).unwrap()];
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     assert_eq!(turn(&mut driver, NO_WAIT), [], "nothing to receive needs no page");
     peer.write_all(b"patience").unwrap();
     assert_eq!(next(&mut driver), [Event::Ended(socket, ReceiveEnd::NoBuffers)]);
     driver.pool.release(held[0]);
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     assert_eq!(next(&mut driver), [Event::Bytes(socket, b"patience".to_vec())]);
     driver.pool.release(held[1]);
 }
@@ -325,7 +326,7 @@ fn connections_are_accepted_while_wanted_and_carry_their_peer() {
     let counts: Vec<usize> = (0..2).map(|_| next(&mut driver).len()).collect();
     assert_eq!(counts, [ACCEPTS_PER_TURN_MAX, late.len() - ACCEPTS_PER_TURN_MAX]);
     // A new connection is served like any other.
-    driver.receive(first);
+    driver.receive(first, LEN_MAX);
     (&early).write_all(b"hello").unwrap();
     assert_eq!(next(&mut driver), [Event::Bytes(first, b"hello".to_vec())]);
 }
@@ -338,7 +339,7 @@ fn one_sockets_bulk_leaves_room_for_the_others() {
     for _ in 0..count {
         let (socket, mut peer) = pair(&mut driver);
         peer.write_all(&[1; 100]).unwrap();
-        driver.receive(socket);
+        driver.receive(socket, LEN_MAX);
         peers.push((socket, peer));
     }
     let mut batch = Batch::default();
@@ -352,7 +353,7 @@ fn one_sockets_bulk_leaves_room_for_the_others() {
             seen.push(socket.index);
             // Asks again, with bytes that are there already: behind those that still wait.
             (&peers[socket.index as usize].1).write_all(&[2; 100]).unwrap();
-            driver.receive(socket);
+            driver.receive(socket, LEN_MAX);
         }
         for span in batch.spans.drain(..) {
             driver.pool.release(span);
@@ -374,7 +375,7 @@ fn completions_of_sends_do_not_keep_epoll_from_being_asked() {
     let (busy, _busy_peer) = pair(&mut driver);
     let (socket, mut peer) = pair(&mut driver);
     turn(&mut driver, NO_WAIT);
-    driver.receive(socket);
+    driver.receive(socket, LEN_MAX);
     peer.write_all(b"!").unwrap();
     let wait = Wait { until: None, company_us: 0, poll: false };
     for _ in 0..=UNPOLLED_TURNS_MAX {
@@ -421,7 +422,7 @@ fn urgent_bytes_do_not_hide_what_is_behind_them() {
     peer.write_all(b"behind").unwrap();
     let mut got = Vec::new();
     while got.len() < 12 {
-        driver.receive(socket);
+        driver.receive(socket, LEN_MAX);
         for event in next(&mut driver) {
             if let Event::Bytes(_, bytes) = event {
                 got.extend_from_slice(&bytes);

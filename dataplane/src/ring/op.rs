@@ -7,7 +7,7 @@ use std::os::fd::RawFd;
 
 use io_uring::{opcode, squeue, types};
 
-use crate::limits::RECEIVE_LEN_MAX;
+use crate::limits::{PAGE_LEN, RECEIVE_LEN_MAX};
 
 /// Group id of the one buffer ring of a worker.
 pub(super) const BUFFER_GROUP: u16 = 0;
@@ -67,10 +67,17 @@ pub(super) fn accept(listener: RawFd, token: Token) -> squeue::Entry {
     opcode::AcceptMulti::new(types::Fd(listener)).flags(libc::SOCK_CLOEXEC).build().user_data(token.pack())
 }
 
-/// Receives once into pages of the buffer ring, at most `RECEIVE_LEN_MAX` bytes: a bundle where the kernel has them, else
-/// one page. `wait_first`: the last receive emptied the socket, so trying before waiting would be in vain.
-pub(super) fn receive(socket: RawFd, bundle: bool, wait_first: bool, token: Token) -> squeue::Entry {
-    let len = if bundle { RECEIVE_LEN_MAX } else { 0 };
+/// Receives once into pages of the buffer ring, at most `len_max` and `RECEIVE_LEN_MAX` bytes: a bundle where the kernel has
+/// them, else one page. `wait_first`: the last receive emptied the socket, so trying before waiting would be in vain.
+pub(super) fn receive(
+    socket: RawFd,
+    bundle: bool,
+    len_max: usize,
+    wait_first: bool,
+    token: Token,
+) -> squeue::Entry {
+    // Without a bundle the kernel takes the page's length where it is the smaller one; zero says so for whole pages.
+    let len = if bundle || len_max < PAGE_LEN { len_max.min(RECEIVE_LEN_MAX) } else { 0 };
     let mut entry = opcode::Recv::new(types::Fd(socket), std::ptr::null_mut(), len as u32)
         .buf_group(BUFFER_GROUP)
         .build()

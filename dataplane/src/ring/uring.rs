@@ -341,8 +341,8 @@ impl Driver for UringDriver {
         self.push(&entry);
     }
 
-    fn receive(&mut self, socket: SocketKey) {
-        let bundle = self.features.receive_bundle;
+    fn receive(&mut self, socket: SocketKey, len_max: usize) {
+        let bundle = self.features.receive_bundle && len_max > limits::PAGE_LEN;
         let Some(slot) = self.slot(socket).filter(|slot| !slot.receiving && !slot.closing) else { return };
         slot.receiving = true;
         let drained = slot.drained;
@@ -350,6 +350,7 @@ impl Driver for UringDriver {
         let entry = op::receive(
             descriptor,
             bundle,
+            len_max,
             drained,
             Token::new(Kind::Receive, socket.index, socket.generation),
         );

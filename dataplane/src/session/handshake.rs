@@ -1,19 +1,27 @@
-//! The session handshake: Noise XK as responder, in frames of two bytes of length (dmsg-wire 2.3, 3, 4.1).
+//! The session handshake: Noise XK as responder, in frames of two bytes of length (dmsg-wire 2.3, 3, 4.1-4.4).
+//!
+//! Bytes of a stranger are copied to its stash, cut into frames there, and given to the handshake lane one message at a time;
+//! what the lane found out comes back here. Bytes right behind message 3 stay in the stash until the session is open.
 
+use ringwire_proto::frame::{FrameError, PREFIX_LEN};
 use ringwire_proto::identity::PublicKey;
-use ringwire_proto::noise::{Handshake, HandshakeError, Outcome, Pattern, Role};
+use ringwire_proto::noise::{HandshakeError, Outcome};
 use ringwire_proto::packet::{Opener, Sealer};
-use ringwire_proto::{frame, frame::FrameError};
 
-use super::{CloseReason, Mux, Open, Phase, Target};
+use super::{CloseReason, Mux, Open, Phase, Step, Target};
 use crate::counters::Counter;
 use crate::driver::Driver;
+use crate::lane::{Class, Done, Finding, Greeted, Job, Owner, Work};
 use crate::limits;
+use crate::prefix::Prefix;
+use crate::proxy::{self, Opening, ProxyFault};
+use crate::ring::Span;
 use crate::slab::Key;
+use crate::warn;
 use crate::worker::Worker;
 
 /// Why a stranger's handshake ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, PartialEq, thiserror::Error)]
 pub(super) enum HandshakeFault {
     /// The frame around a message.
     #[error(transparent)]
@@ -21,66 +29,181 @@ pub(super) enum HandshakeFault {
     /// The message.
     #[error(transparent)]
     Message(#[from] HandshakeError),
-}
-
-/// What a frame of a stranger led to.
-enum Step {
-    /// Message 1 was answered with these bytes.
-    Answer(Box<Handshake>, Vec<u8>),
-    /// Message 3 was accepted.
-    Finished(Box<Outcome>),
+    /// A header of a proxy that is not to be believed.
+    #[error("a PROXY header from an address that is no trusted proxy (setting `proxy_from`)")]
+    Untrusted,
+    /// A header of a proxy that cannot be read.
+    #[error(transparent)]
+    Proxy(#[from] ProxyFault),
+    /// More bytes than were asked for.
+    #[error("more bytes arrived than a stranger may send")]
+    Excess,
 }
 
 impl<D: Driver> Worker<D> {
-    /// Takes bytes of a half-open connection. Returns how many of them were the handshake's; the rest is the multiplexer's
-    /// (bytes right behind message 3 are kept: dmsg-wire 4.4).
-    pub(super) fn receive_handshake(&mut self, key: Key, bytes: &[u8]) -> usize {
-        let mut rest = bytes;
-        loop {
-            let Some(session) = self.sessions.find_mut(key) else { return bytes.len() };
-            if session.closing.is_some() {
-                return bytes.len();
+    /// Bytes of a half-open connection: few, and the page goes back at once.
+    pub(super) fn receive_stranger(&mut self, key: Key, span: Span) {
+        let Some(session) = self.sessions.find_mut(key) else { return };
+        let Phase::Handshake(half_open) = &mut session.phase else { return };
+        if span.len() > half_open.room() {
+            // A driver receives no more than it was asked for.
+            return self.fail_handshake(key, &HandshakeFault::Excess);
+        }
+        keep(&mut half_open.stash, self.driver.pool().bytes(span));
+        self.advance_stranger(key);
+    }
+
+    /// Takes a handshake as far as its bytes go.
+    fn advance_stranger(&mut self, key: Key) {
+        if let Err(fault) = self.judge_stash(key) {
+            self.fail_handshake(key, &fault);
+        }
+    }
+
+    fn judge_stash(&mut self, key: Key) -> Result<(), HandshakeFault> {
+        self.judge_opening(key)?;
+        let Some(session) = self.sessions.find_mut(key) else { return Ok(()) };
+        let prefix = Prefix::from(session.peer_address.ip());
+        let Phase::Handshake(half_open) = &mut session.phase else { return Ok(()) };
+        if !matches!(half_open.step, Step::First | Step::Third(_)) {
+            return Ok(());
+        }
+        let Some(frame) = cut_frame(&mut half_open.stash)? else { return Ok(()) };
+        let work = match std::mem::replace(&mut half_open.step, Step::Greeting) {
+            Step::Third(handshake) => {
+                half_open.step = Step::Proving;
+                self.proving += 1;
+                Work::Prove { handshake, frame }
             }
-            let Phase::Handshake(half_open) = &mut session.phase else { return bytes.len() - rest.len() };
-            if self.verifications_left == 0 {
-                return bytes.len() - rest.len();
+            _ => Work::Greet { frame },
+        };
+        if !self.submit(Job { owner: Owner::Session(key), class: Class::Stranger(prefix), work }) {
+            self.close_session(key, CloseReason::LaneFull);
+        }
+        Ok(())
+    }
+
+    /// Decides whether the first bytes are a PROXY header, and takes it off.
+    fn judge_opening(&mut self, key: Key) -> Result<(), HandshakeFault> {
+        let Some(session) = self.sessions.find_mut(key) else { return Ok(()) };
+        let Phase::Handshake(half_open) = &mut session.phase else { return Ok(()) };
+        if !matches!(half_open.step, Step::Opening) {
+            return Ok(());
+        }
+        let ip = session.peer_address.ip().to_canonical();
+        let is_trusted = self.settings.proxy_from.iter().any(|network| network.contains(&ip));
+        let opening = if is_trusted || !proxy::has_signature(&half_open.stash) {
+            proxy::open(&half_open.stash)
+        } else {
+            self.counters.count(Counter::ProxyUntrusted);
+            if let Some(suppressed) = self.warnings.admit(warn::Kind::ProxyUntrusted, self.driver.now()) {
+                tracing::warn!(%ip, suppressed, "a PROXY header from an address that is no trusted proxy: closed (setting proxy_from)");
             }
-            let message = match half_open.reader.push(&mut rest) {
-                Ok(Some(message)) => message,
-                Ok(None) => return bytes.len(),
-                Err(fault) => {
-                    self.fail_handshake(key, fault.into());
-                    return bytes.len();
+            return Err(HandshakeFault::Untrusted);
+        };
+        match opening {
+            Ok(Opening::Incomplete) => {}
+            Ok(Opening::Bare) => half_open.step = Step::First,
+            Ok(Opening::Header { len, source }) => {
+                half_open.stash.drain(..len);
+                half_open.step = Step::First;
+                self.counters.count(Counter::ProxyHeaders);
+                if let Some(source) = source {
+                    session.peer_address = source;
+                    self.half_open.remove(half_open.place);
+                    half_open.place = self.half_open.push(Prefix::from(source.ip()), key);
                 }
-            };
-            self.verifications_left -= 1;
-            let step = match half_open.handshake.take() {
-                None => {
-                    let (secret, hybrid) = (&self.identity.secret_key, self.settings.hybrid);
-                    Handshake::new(Pattern::Xk, Role::Responder, secret, None, hybrid, &mut *self.entropy)
-                        .and_then(|handshake| answer(handshake, message))
+            }
+            Err(fault) => {
+                self.counters.count(Counter::ProxyMalformed);
+                if let Some(suppressed) = self.warnings.admit(warn::Kind::ProxyMalformed, self.driver.now()) {
+                    tracing::warn!(%ip, %fault, suppressed, "a trusted proxy sent a header that cannot be read: closed");
                 }
-                Some(handshake) => conclude(handshake, message),
-            };
-            match step {
-                Ok(Step::Answer(handshake, bytes)) => {
-                    half_open.handshake = Some(*handshake);
-                    session.outbox.extend_from_slice(&bytes);
-                    self.mark(key);
-                }
-                Ok(Step::Finished(outcome)) => self.open_session(key, *outcome),
-                Err(fault) => {
-                    self.fail_handshake(key, fault.into());
-                    return bytes.len();
-                }
+                return Err(fault.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands a job to the lane; false when it has no room.
+    pub(crate) fn submit(&mut self, job: Job) -> bool {
+        let now = self.driver.now();
+        if self.lane.submit(now, job).is_ok() {
+            self.counters.count(Counter::LaneJobs);
+            return true;
+        }
+        self.counters.count(Counter::LaneRefused);
+        if let Some(suppressed) = self.warnings.admit(warn::Kind::LaneFull, now) {
+            tracing::warn!(
+                suppressed,
+                "the handshake lane is full: a handshake or a request was refused (raise handshake_threads)"
+            );
+        }
+        false
+    }
+
+    /// What the lane has found out.
+    pub(crate) fn take_findings(&mut self) {
+        while let Some(Done { owner, finding }) = self.lane.take(self.driver.now()) {
+            self.counters.count(Counter::LaneResults);
+            match (owner, finding) {
+                (_, Finding::Cancelled) => self.counters.count(Counter::LaneCancelled),
+                (Owner::Session(key), Finding::Greeted(result)) => self.greeted(key, result),
+                (Owner::Session(key), Finding::Proven(result)) => self.proven(key, result),
+                (Owner::Half(key), Finding::Request(result)) => self.request_checked(key, result),
+                (Owner::Half(key), Finding::Response(result)) => self.response_checked(key, result),
+                (Owner::Session(_) | Owner::Half(_), _) => self.counters.count(Counter::LaneStale),
             }
         }
     }
 
-    fn fail_handshake(&mut self, key: Key, fault: HandshakeFault) {
+    /// Message 1 was judged.
+    fn greeted(&mut self, key: Key, result: Result<Greeted, HandshakeError>) {
+        let Some(session) = self.sessions.find_mut(key) else {
+            return self.counters.count(Counter::LaneStale);
+        };
+        let Phase::Handshake(half_open) = &mut session.phase else { return };
+        match result {
+            Ok(Greeted { handshake, answer }) => {
+                half_open.step = Step::Third(handshake);
+                session.outbox = answer;
+                self.mark(key);
+                self.advance_stranger(key);
+                self.arm_receive(key);
+            }
+            Err(fault) => self.fail_handshake(key, &fault.into()),
+        }
+    }
+
+    /// Message 3 was judged.
+    fn proven(&mut self, key: Key, result: Result<Box<Outcome>, HandshakeError>) {
+        let Some(session) = self.sessions.find_mut(key) else {
+            return self.counters.count(Counter::LaneStale);
+        };
+        let Phase::Handshake(half_open) = &mut session.phase else { return };
+        self.proving -= 1;
+        half_open.step = Step::Proven;
+        match result {
+            Ok(outcome) => {
+                // Bytes right behind message 3 are the multiplexer's (dmsg-wire 4.4).
+                let behind = std::mem::take(&mut half_open.stash);
+                self.open_session(key, *outcome);
+                if !behind.is_empty() {
+                    self.receive_copied(key, &behind);
+                }
+                self.arm_receive(key);
+            }
+            Err(fault) => self.fail_handshake(key, &fault.into()),
+        }
+        self.decide_dials();
+    }
+
+    fn fail_handshake(&mut self, key: Key, fault: &HandshakeFault) {
         self.counters.count(Counter::HandshakesFailed);
-        let address = self.sessions.find(key).map(|session| session.peer_address);
-        tracing::debug!(?address, %fault, "session handshake failed");
+        if let Some(suppressed) = self.warnings.admit(warn::Kind::HandshakeFailed, self.driver.now()) {
+            let address = self.sessions.find(key).map(|session| session.peer_address);
+            tracing::debug!(?address, %fault, suppressed, "session handshake failed");
+        }
         self.close_session(key, CloseReason::HandshakeFailed);
     }
 
@@ -88,6 +211,18 @@ impl<D: Driver> Worker<D> {
     fn open_session(&mut self, key: Key, outcome: Outcome) {
         let now = self.driver.now();
         let peer: PublicKey = outcome.remote;
+        if self.is_address_full(key, &peer) {
+            self.counters.count(Counter::RefusedAddressLimit);
+            if let Some(suppressed) = self.warnings.admit(warn::Kind::AddressLimit, now) {
+                let address = self.sessions.find(key).map(|session| session.peer_address);
+                tracing::warn!(
+                    ?address,
+                    suppressed,
+                    "an address has as many sessions as it may: closed (setting sessions_per_address)"
+                );
+            }
+            return self.close_session(key, CloseReason::AddressLimit);
+        }
         let open = Open {
             peer,
             hybrid: outcome.hybrid,
@@ -105,9 +240,16 @@ impl<D: Driver> Worker<D> {
             bulk: Default::default(),
         };
         let Some(session) = self.sessions.find_mut(key) else { return };
-        session.phase = Phase::Open(Box::new(open));
-        tracing::info!(%peer, hybrid = outcome.hybrid, "session opened");
-        self.half_open -= 1;
+        let former_phase = std::mem::replace(&mut session.phase, Phase::Open(Box::new(open)));
+        if let Phase::Handshake(half_open) = former_phase {
+            self.half_open.remove(half_open.place);
+        }
+        if self.settings.sessions_per_address.is_some() {
+            self.by_address.add(Prefix::from(session.peer_address.ip()));
+        }
+        if let Some(suppressed) = self.warnings.admit(warn::Kind::SessionOpened, now) {
+            tracing::info!(%peer, hybrid = outcome.hybrid, suppressed, "session opened");
+        }
         self.counters.count(Counter::SessionsOpened);
         self.counters.add(Counter::SessionsHybrid, u64::from(outcome.hybrid));
         if let Some(former) = self.directory.insert(peer, key) {
@@ -117,27 +259,72 @@ impl<D: Driver> Worker<D> {
         self.arm_session_timer(key);
         self.tell_opened(key);
     }
-}
 
-fn answer(mut handshake: Handshake, message: &[u8]) -> Result<Step, HandshakeError> {
-    handshake.read_message(message)?;
-    let mut body = Vec::with_capacity(2048);
-    handshake.write_message(&mut body)?;
-    let mut framed = Vec::with_capacity(2 + body.len());
-    // The longest answer is 1,137 bytes (dmsg-wire 2.8), far below what a frame may carry.
-    if frame::push_prefix(body.len(), &mut framed).is_err() {
-        return Err(HandshakeError::MissingRemote);
+    /// Whether the address of a connection has as many sessions as it may. A session that this one replaces does not count:
+    /// whoever reconnects must not be locked out by what is left of it.
+    fn is_address_full(&self, key: Key, peer: &PublicKey) -> bool {
+        let Some(limit) = self.settings.sessions_per_address else { return false };
+        let prefix_of = |key| Some(Prefix::from(self.sessions.find(key)?.peer_address.ip()));
+        let Some(prefix) = prefix_of(key) else { return false };
+        let former = self.directory.get(peer).and_then(|&former| prefix_of(former));
+        self.by_address.count(prefix) - u32::from(former == Some(prefix)) >= limit
     }
-    framed.extend_from_slice(&body);
-    Ok(Step::Answer(Box::new(handshake), framed))
 }
 
-fn conclude(mut handshake: Handshake, message: &[u8]) -> Result<Step, HandshakeError> {
-    handshake.read_message(message)?;
-    Ok(Step::Finished(Box::new(handshake.finish()?)))
+/// Appends to a stash, which grows by doubling but never beyond its limit.
+fn keep(stash: &mut Vec<u8>, bytes: &[u8]) {
+    let needed = stash.len() + bytes.len();
+    if needed > stash.capacity() {
+        let target = (2 * stash.capacity()).clamp(needed, needed.max(limits::STRANGER_STASH_LEN_MAX));
+        stash.reserve_exact(target - stash.len());
+    }
+    stash.extend_from_slice(bytes);
 }
 
-/// Bytes one half-open connection may hold: a frame of the largest size.
-pub(crate) const HALF_OPEN_FRAME_MAX: usize = frame::FRAME_BODY_MAX;
+/// Takes the frame at the front of a stash, length included, once it is whole.
+fn cut_frame(stash: &mut Vec<u8>) -> Result<Option<Vec<u8>>, FrameError> {
+    let Some(prefix) = stash.first_chunk::<PREFIX_LEN>() else { return Ok(None) };
+    let len = usize::from(u16::from_be_bytes(*prefix));
+    let limit = limits::STRANGER_STASH_LEN_MAX - PREFIX_LEN;
+    if len > limit {
+        return Err(FrameError::TooLong { len, limit });
+    }
+    if stash.len() < PREFIX_LEN + len {
+        return Ok(None);
+    }
+    let behind = stash.split_off(PREFIX_LEN + len);
+    let mut frame = std::mem::replace(stash, behind);
+    frame.shrink_to_fit();
+    Ok(Some(frame))
+}
 
 const _: () = assert!(limits::HANDSHAKE_TIMEOUT_NS == 5 * limits::SECOND_NS, "dmsg-wire 3");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_cut_whole_and_what_follows_stays() {
+        let mut stash = Vec::new();
+        for &byte in &[0, 3, 1, 2] {
+            keep(&mut stash, &[byte]);
+            assert_eq!(cut_frame(&mut stash), Ok(None));
+        }
+        keep(&mut stash, &[3, 9, 9]);
+        assert_eq!(cut_frame(&mut stash), Ok(Some(vec![0, 3, 1, 2, 3])));
+        assert_eq!(stash, [9, 9]);
+        let limit = limits::STRANGER_STASH_LEN_MAX - 2;
+        assert_eq!(cut_frame(&mut stash), Err(FrameError::TooLong { len: 0x0909, limit }));
+    }
+
+    #[test]
+    fn a_stash_takes_no_more_room_than_its_limit() {
+        let mut stash = Vec::new();
+        for _ in 0..limits::STRANGER_STASH_LEN_MAX {
+            keep(&mut stash, &[7]);
+            assert!(stash.capacity() <= limits::STRANGER_STASH_LEN_MAX);
+        }
+        assert_eq!(stash.len(), limits::STRANGER_STASH_LEN_MAX);
+    }
+}

@@ -11,6 +11,7 @@ use crate::limits;
 use crate::planted::{self, Bug};
 use crate::ring::Span;
 use crate::slab::Key;
+use crate::warn;
 use crate::worker::Worker;
 
 impl<D: Driver> Worker<D> {
@@ -35,15 +36,18 @@ impl<D: Driver> Worker<D> {
     /// Asks for the next bytes of a session.
     pub(crate) fn arm_receive(&mut self, key: Key) {
         let Some(session) = self.sessions.find_mut(key).filter(|session| !session.receiving) else { return };
-        // A stranger whose bytes wait for their turn is not asked for more.
-        let waits = matches!(&session.phase, Phase::Handshake(half_open) if half_open.deferred);
         session.unread = session.open().is_some_and(|open| !open.mux.may_receive());
         if session.unread {
             return;
         }
-        if !self.freezing && !waits {
+        // A stranger is asked for what fits into its stash, and for nothing when that is full: the rest waits in the kernel.
+        let len_max = match &session.phase {
+            Phase::Handshake(half_open) => half_open.room(),
+            Phase::Open(_) => limits::RECEIVE_LEN_MAX,
+        };
+        if !self.freezing && len_max > 0 {
             session.receiving = true;
-            self.driver.receive(session.socket);
+            self.driver.receive(session.socket, len_max);
         }
     }
 
@@ -74,55 +78,14 @@ impl<D: Driver> Worker<D> {
         if session.closing.is_some() {
             return;
         }
-        let Phase::Handshake(half_open) = &mut session.phase else { return self.receive_open(key, span) };
-        // Strangers' bytes are few, and may have to wait for their turn: they are copied.
-        if half_open.stash.len() + span.len() > limits::STRANGER_STASH_LEN_MAX {
-            // Only what fits is looked at: if that does not finish the handshake, nothing honest is lost.
-            let room = limits::STRANGER_STASH_LEN_MAX - half_open.stash.len();
-            half_open.stash.extend_from_slice(self.driver.pool().bytes(span.part(0, room)));
-            self.advance_stranger(key);
-            let rest = span.part(room, span.len() - room);
-            return match self.sessions.find(key).map(|session| session.open().is_some()) {
-                Some(true) => self.receive_open(key, rest),
-                Some(false) => self.close_session(key, CloseReason::HandshakeFailed),
-                None => {}
-            };
+        match &session.phase {
+            Phase::Handshake(_) => self.receive_stranger(key, span),
+            Phase::Open(_) => self.receive_open(key, span),
         }
-        half_open.stash.extend_from_slice(self.driver.pool().bytes(span));
-        if !half_open.deferred {
-            self.advance_stranger(key);
-        }
-    }
-
-    /// Takes a stranger's handshake as far as its bytes and this turn allow.
-    pub(crate) fn advance_stranger(&mut self, key: Key) {
-        let Some(session) = self.sessions.find_mut(key) else { return };
-        let Phase::Handshake(half_open) = &mut session.phase else { return };
-        if self.verifications_left == 0 {
-            if !half_open.deferred {
-                half_open.deferred = true;
-                self.deferred_strangers.push_back(key);
-            }
-            return;
-        }
-        half_open.deferred = false;
-        let stash = std::mem::take(&mut half_open.stash);
-        let used = self.receive_handshake(key, &stash);
-        match self.sessions.find_mut(key).map(|session| &mut session.phase) {
-            // Bytes right behind message 3 are the multiplexer's (dmsg-wire 4.4).
-            Some(Phase::Open(_)) => self.receive_copied(key, &stash[used..]),
-            Some(Phase::Handshake(half_open)) if used < stash.len() => {
-                half_open.stash.extend_from_slice(&stash[used..]);
-                half_open.deferred = true;
-                self.deferred_strangers.push_back(key);
-            }
-            _ => {}
-        }
-        self.arm_receive(key);
     }
 
     /// Bytes of an open session that are not in a page.
-    fn receive_copied(&mut self, key: Key, bytes: &[u8]) {
+    pub(super) fn receive_copied(&mut self, key: Key, bytes: &[u8]) {
         for piece in bytes.chunks(limits::PAGE_LEN) {
             let Some(mut span) = self.driver.pool().allocate(piece.len()) else {
                 return self.close_session(key, CloseReason::HandshakeFailed);
@@ -338,7 +301,9 @@ impl<D: Driver> Worker<D> {
         self.counters.count(Counter::SessionViolations);
         let Some(session) = self.sessions.find_mut(key) else { return };
         let peer = session.open().map(|open| open.peer);
-        tracing::info!(?peer, %violation, "session violation");
+        if let Some(suppressed) = self.warnings.admit(warn::Kind::Violation, self.driver.now()) {
+            tracing::info!(?peer, %violation, suppressed, "session violation");
+        }
         match violation.go_away() {
             Some(frame) => {
                 session.outbox.extend_from_slice(frame.bytes());

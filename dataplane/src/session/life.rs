@@ -2,15 +2,15 @@
 
 use std::net::SocketAddr;
 
-use ringwire_proto::frame::FrameReader;
-
-use super::handshake::HALF_OPEN_FRAME_MAX;
 use super::mux::Timeout;
-use super::{HalfOpen, Phase, Session};
+use super::{HalfOpen, Phase, Session, Step};
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos, SocketKey};
+use crate::lane::Owner;
 use crate::limits;
+use crate::prefix::Prefix;
 use crate::slab::Key;
+use crate::warn;
 use crate::worker::{Timer, Worker};
 
 /// Why a session ended.
@@ -24,8 +24,14 @@ pub enum CloseReason {
     HandshakeFailed,
     /// The session handshake took too long.
     HandshakeTimeout,
-    /// Too many connections were half open, and this was the oldest.
+    /// Too many connections were half open, and this was the oldest of the largest address prefix.
     HalfOpenLimit,
+    /// Descriptors were used up, and this was the oldest half-open connection of the largest address prefix.
+    DescriptorLimit,
+    /// Its address has as many sessions as it may.
+    AddressLimit,
+    /// The handshake lane had no room.
+    LaneFull,
     /// A newer session of the same key took its place.
     Displaced,
     /// The peer broke the rules of the multiplexer.
@@ -42,44 +48,58 @@ impl<D: Driver> Worker<D> {
     /// A connection was accepted.
     pub(crate) fn begin_session(&mut self, socket: SocketKey, peer_address: SocketAddr) {
         self.counters.count(Counter::ConnectionsAccepted);
+        self.connections += 1;
         if self.stopping || self.is_draining() {
             self.driver.close(socket);
             return;
         }
         let now = self.driver.now();
-        let half_open = HalfOpen {
-            reader: FrameReader::new(HALF_OPEN_FRAME_MAX),
-            stash: Vec::new(),
-            deferred: false,
-            handshake: None,
-        };
+        if self.connections > self.settings.connections_max
+            && !self.evict_half_open(CloseReason::DescriptorLimit)
+        {
+            self.counters.count(Counter::RefusedDescriptors);
+            if let Some(suppressed) = self.warnings.admit(warn::Kind::DescriptorLimit, now) {
+                let limit = self.settings.connections_max;
+                tracing::warn!(
+                    limit,
+                    suppressed,
+                    "as many connections as there are descriptors for: closed at once (raise the limit of open files, `ulimit -n`)"
+                );
+            }
+            self.driver.close(socket);
+            return;
+        }
+        let half_open = HalfOpen { place: Key::NONE, stash: Vec::new(), step: Step::Opening };
         let phase = Phase::Handshake(Box::new(half_open));
         let key = self.sessions.insert(Session::new(socket, peer_address, phase, now));
         self.file_socket(socket, key);
-        self.half_open += 1;
-        // The oldest leave within the handshake limit, so the list is bounded by the connections of five seconds.
-        while self.half_open_order.front().is_some_and(|&oldest| !self.is_half_open(oldest)) {
-            self.half_open_order.pop_front();
+        let place = self.half_open.push(Prefix::from(peer_address.ip()), key);
+        if let Some(Phase::Handshake(half_open)) =
+            self.sessions.find_mut(key).map(|session| &mut session.phase)
+        {
+            half_open.place = place;
         }
-        self.half_open_order.push_back(key);
-        if self.half_open > limits::HALF_OPEN_MAX {
-            self.close_oldest_half_open();
+        if self.half_open.len() > self.settings.half_open_max() {
+            self.evict_half_open(CloseReason::HalfOpenLimit);
+            if let Some(suppressed) = self.warnings.admit(warn::Kind::HalfOpenLimit, now) {
+                let limit = self.settings.half_open_max();
+                tracing::warn!(
+                    limit,
+                    suppressed,
+                    "too many half-open connections: the oldest of the largest address prefix are closed"
+                );
+            }
         }
         self.arm_session_timer(key);
         self.arm_receive(key);
     }
 
-    fn close_oldest_half_open(&mut self) {
-        while let Some(key) = self.half_open_order.pop_front() {
-            if self.is_half_open(key) {
-                self.close_session(key, CloseReason::HalfOpenLimit);
-                return;
-            }
-        }
-    }
-
-    fn is_half_open(&self, key: Key) -> bool {
-        self.sessions.find(key).is_some_and(|session| matches!(session.phase, Phase::Handshake(_)))
+    /// Closes the oldest half-open connection of the address prefix with the most of them; false when there is none.
+    fn evict_half_open(&mut self, reason: CloseReason) -> bool {
+        let Some((_, &key)) = self.half_open.oldest_of_largest() else { return false };
+        self.counters.count(Counter::HalfOpenEvicted);
+        self.close_session(key, reason);
+        true
     }
 
     /// Makes the wheel fire when the session next has something to do by the clock.
@@ -122,7 +142,9 @@ impl<D: Driver> Worker<D> {
                 }
                 Some(Timeout::SessionDead(reason)) => {
                     self.counters.count(Counter::SessionsDead);
-                    tracing::info!(peer = %open.peer, %reason, "session dead");
+                    if let Some(suppressed) = self.warnings.admit(warn::Kind::SessionDead, now) {
+                        tracing::info!(peer = %open.peer, %reason, suppressed, "session dead");
+                    }
                     self.close_session(key, CloseReason::Dead);
                     return;
                 }
@@ -137,10 +159,24 @@ impl<D: Driver> Worker<D> {
         self.detach_session(key);
         let Some(session) = self.sessions.remove(key) else { return };
         match session.phase {
-            Phase::Handshake(_) => self.half_open -= 1,
+            Phase::Handshake(half_open) => {
+                self.half_open.remove(half_open.place);
+                if half_open.is_in_lane() {
+                    self.lane.cancel(Owner::Session(key));
+                }
+                if matches!(half_open.step, Step::Proving) {
+                    self.proving -= 1;
+                    self.decide_dials();
+                }
+            }
             Phase::Open(open) => {
                 self.counters.count(Counter::SessionsClosed);
-                tracing::info!(peer = %open.peer, ?reason, "session closed");
+                if self.settings.sessions_per_address.is_some() {
+                    self.by_address.remove(Prefix::from(session.peer_address.ip()));
+                }
+                if let Some(suppressed) = self.warnings.admit(warn::Kind::SessionClosed, self.driver.now()) {
+                    tracing::info!(peer = %open.peer, ?reason, suppressed, "session closed");
+                }
                 self.tell_closed(key, session.peer_address, &open, reason);
             }
         }

@@ -13,7 +13,6 @@ mod rounds;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-use ringwire_proto::frame::FrameReader;
 use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::{Handshake, TransportKey};
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
@@ -63,20 +62,47 @@ pub(crate) enum Phase {
     Open(Box<Open>),
 }
 
-/// A connection whose peer is a stranger still. Grows only with bytes that have arrived, at most one frame.
+/// A connection whose peer is a stranger still. Grows only with bytes that have arrived, and never beyond
+/// [`limits::STRANGER_LEN_MAX`], all in.
 pub(crate) struct HalfOpen {
-    pub(crate) reader: FrameReader,
-    /// Bytes that were not looked at yet.
+    /// Its place among the half-open connections.
+    pub(crate) place: Key,
+    /// Bytes that were not judged yet, at most [`limits::STRANGER_STASH_LEN_MAX`].
     pub(crate) stash: Vec<u8>,
-    /// They wait for the next turn.
-    pub(crate) deferred: bool,
-    /// After message 1 was answered.
-    pub(crate) handshake: Option<Handshake>,
+    pub(crate) step: Step,
+}
+
+/// How far a handshake is.
+pub(crate) enum Step {
+    /// The first bytes: a PROXY header, or message 1 already.
+    Opening,
+    /// Message 1 is due.
+    First,
+    /// Message 1 is with the handshake lane.
+    Greeting,
+    /// Message 1 was answered, message 3 is due.
+    Third(Box<Handshake>),
+    /// Message 3 is with the handshake lane; what follows it is the multiplexer's.
+    Proving,
+    /// It came out: the connection becomes a session, or ends.
+    Proven,
+}
+
+impl HalfOpen {
+    /// Bytes that may still be received before some are judged.
+    pub(crate) fn room(&self) -> usize {
+        limits::STRANGER_STASH_LEN_MAX.saturating_sub(self.stash.len())
+    }
+
+    /// A job of it is with the handshake lane.
+    pub(crate) fn is_in_lane(&self) -> bool {
+        matches!(self.step, Step::Greeting | Step::Proving)
+    }
 }
 
 impl std::fmt::Debug for HalfOpen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("HalfOpen").field("answered", &self.handshake.is_some()).finish_non_exhaustive()
+        f.debug_struct("HalfOpen").field("stash_len", &self.stash.len()).finish_non_exhaustive()
     }
 }
 

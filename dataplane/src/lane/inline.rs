@@ -1,0 +1,107 @@
+//! The lane without threads: the same queue, in the worker's own turns, at times that its owner decides.
+
+use std::sync::Arc;
+
+use ringwire_proto::entropy::Entropy;
+use ringwire_proto::noise::Hybrid;
+
+use super::{Class, Done, Finding, Job, JobQueue, Lane, Owner, Verifier};
+use crate::driver::Nanos;
+use crate::limits;
+use crate::worker::Identity;
+
+/// What a job costs, in nanoseconds of the worker's clock; asked once for each.
+pub type Cost = Box<dyn FnMut() -> Nanos + Send>;
+
+/// A lane that works while its worker asks for results, for the simulator and for tests.
+pub struct InlineLane {
+    queue: JobQueue,
+    verifier: Verifier,
+    cost: Cost,
+    /// Jobs at a time.
+    hands: usize,
+    /// Begun: when each is done, and its result.
+    busy: Vec<(Nanos, Done)>,
+    cancelled: Vec<Owner>,
+}
+
+impl std::fmt::Debug for InlineLane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("InlineLane").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
+/// There is one worker.
+const PORT: usize = 0;
+
+impl InlineLane {
+    /// A lane that is done with each job at once.
+    pub fn new(identity: Arc<Identity>, hybrid: Hybrid, entropy: Box<dyn Entropy + Send>) -> Self {
+        Self::with_cost(identity, hybrid, entropy, 1, Box::new(|| 0))
+    }
+
+    /// A lane that does `hands` jobs at a time, each of which takes what `cost` says.
+    pub fn with_cost(
+        identity: Arc<Identity>,
+        hybrid: Hybrid,
+        entropy: Box<dyn Entropy + Send>,
+        hands: usize,
+        cost: Cost,
+    ) -> Self {
+        Self {
+            queue: JobQueue::default(),
+            verifier: Verifier::new(identity, hybrid, entropy),
+            cost,
+            hands,
+            busy: Vec::new(),
+            cancelled: Vec::new(),
+        }
+    }
+
+    /// Gives idle hands something to do.
+    fn begin(&mut self, now: Nanos) {
+        while self.busy.len() < self.hands {
+            let Some((_, job)) = self.queue.pop() else { return };
+            let at = now + (self.cost)();
+            self.busy.push((at, Done { owner: job.owner, finding: self.verifier.run(job.work) }));
+        }
+    }
+}
+
+impl Lane for InlineLane {
+    fn submit(&mut self, now: Nanos, job: Job) -> Result<(), Job> {
+        let (waiting, most) = match job.class {
+            Class::Established(_) => (self.queue.established_len(), limits::ESTABLISHED_JOBS_MAX),
+            Class::Stranger(_) => (self.queue.strangers_len(), limits::STRANGER_JOBS_MAX),
+        };
+        if waiting >= most {
+            return Err(job);
+        }
+        self.queue.push(PORT, job);
+        self.begin(now);
+        Ok(())
+    }
+
+    fn cancel(&mut self, owner: Owner) {
+        if self.queue.cancel(PORT, owner).is_some() {
+            self.cancelled.push(owner);
+        }
+    }
+
+    fn take(&mut self, now: Nanos) -> Option<Done> {
+        if let Some(owner) = self.cancelled.pop() {
+            return Some(Done { owner, finding: Finding::Cancelled });
+        }
+        let (index, &(at, _)) = self.busy.iter().enumerate().min_by_key(|(_, (at, _))| *at)?;
+        if at > now {
+            return None;
+        }
+        let (at, done) = self.busy.remove(index);
+        self.begin(at);
+        Some(done)
+    }
+
+    fn due(&self) -> Option<Nanos> {
+        self.busy.iter().map(|(at, _)| *at).min()
+    }
+}

@@ -1,0 +1,270 @@
+//! The lane's threads, shared by all workers of a process.
+//!
+//! A worker writes to an inbox and reads from its own list of results, both without locks, so that a thread of lower priority
+//! can never hold it up. The queue itself belongs to whichever lane thread looks for its next job. Threads run at a slightly
+//! lower priority than the workers: a flood of handshakes cannot delay a forwarded byte, and yet saturated workers cannot
+//! starve handshakes, as they would those of the idle class.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use ringwire_proto::noise::Hybrid;
+
+use super::queue::Port;
+use super::{Class, Done, Finding, Job, JobQueue, Lane, Owner, Verifier};
+use crate::driver::Nanos;
+use crate::entropy::OsEntropy;
+use crate::limits;
+use crate::waker::Waker;
+use crate::worker::Identity;
+
+/// Lane threads unless configured otherwise: one on a machine of two cores or fewer, else two.
+pub fn default_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if cores <= 2 { 1 } else { 2 }
+}
+
+/// The lane's threads cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[error("a thread of the handshake lane did not start: {0}. Raise the limit of threads (`ulimit -u`)")]
+pub struct StartLaneError(#[from] io::Error);
+
+/// The running lane. Dropping it ends its threads; jobs that wait are dropped.
+#[derive(Debug)]
+pub struct LaneThreads {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// Unbounded by itself: what may be in it is bounded by what each port may have under way.
+    inbox: Receiver<Message>,
+    to_inbox: Sender<Message>,
+    state: Mutex<State>,
+    stop: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Message {
+    Job(Port, Job),
+    Cancel(Port, Owner),
+    /// There is work in the queue, or the end has come.
+    Look,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: JobQueue,
+    homes: Vec<Arc<Home>>,
+    /// Threads that wait for a message.
+    idle: usize,
+}
+
+/// Where the results of one worker go.
+#[derive(Debug)]
+struct Home {
+    results: Sender<Done>,
+    waker: Waker,
+    /// The worker has been woken and has not looked yet.
+    is_woken: AtomicBool,
+    /// The worker is gone.
+    is_left: AtomicBool,
+}
+
+impl LaneThreads {
+    /// Starts `threads` threads (at least one) that act for `identity`.
+    ///
+    /// # Errors
+    /// The kernel's: threads are used up.
+    pub fn start(identity: &Arc<Identity>, hybrid: Hybrid, threads: usize) -> Result<Self, StartLaneError> {
+        let (to_inbox, inbox) = unbounded();
+        let shared = Arc::new(Shared {
+            inbox,
+            to_inbox,
+            state: Mutex::new(State::default()),
+            stop: AtomicBool::new(false),
+        });
+        let mut lane = Self { shared, threads: Vec::new() };
+        for index in 0..threads.max(1) {
+            let shared = Arc::clone(&lane.shared);
+            let verifier = Verifier::new(Arc::clone(identity), hybrid, Box::new(OsEntropy));
+            let builder = std::thread::Builder::new().name(format!("lane-{index}"));
+            lane.threads.push(builder.spawn(move || shared.run(verifier))?);
+        }
+        Ok(lane)
+    }
+
+    /// A worker's way in and out; `waker` wakes that worker when results have come.
+    pub fn port(&self, waker: Waker) -> Box<dyn Lane> {
+        let (send, results) = unbounded();
+        let home = Arc::new(Home {
+            results: send,
+            waker,
+            is_woken: AtomicBool::new(false),
+            is_left: AtomicBool::new(false),
+        });
+        let mut state = self.shared.lock();
+        let port = state.homes.len();
+        state.homes.push(Arc::clone(&home));
+        let inbox = self.shared.to_inbox.clone();
+        Box::new(LanePort { port, home, inbox, results, established: 0, strangers: 0 })
+    }
+}
+
+impl Drop for LaneThreads {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        for _ in &self.threads {
+            let _ = self.shared.to_inbox.send(Message::Look);
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the handshake lane had panicked");
+            }
+        }
+    }
+}
+
+/// Messages moved to the queue at a time.
+const MESSAGES_MAX: usize = 4096;
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing in the state is left halfway by a panic of another thread: each change is a whole one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self, mut verifier: Verifier) {
+        // Of this thread alone, as Linux has it. Always permitted: it is downwards.
+        if let Err(error) = rustix::process::setpriority_process(None, limits::LANE_NICE) {
+            tracing::warn!(%error, "the handshake lane runs at the priority of the workers");
+        }
+        while !self.stop.load(Ordering::Acquire) {
+            match self.next() {
+                Some((home, job)) => {
+                    let done = Done { owner: job.owner, finding: verifier.run(job.work) };
+                    home.deliver(done);
+                }
+                None => {
+                    let Ok(message) = self.inbox.recv() else { return };
+                    let mut state = self.lock();
+                    state.idle -= 1;
+                    state.handle(message);
+                }
+            }
+        }
+    }
+
+    /// The next job. `None`: there is none, and this thread is counted as idle.
+    fn next(&self) -> Option<(Arc<Home>, Job)> {
+        let mut state = self.lock();
+        for message in self.inbox.try_iter().take(MESSAGES_MAX) {
+            state.handle(message);
+        }
+        loop {
+            let Some((port, job)) = state.queue.pop() else {
+                state.idle += 1;
+                return None;
+            };
+            let Some(home) = state.homes.get(port).map(Arc::clone) else { continue };
+            if home.is_left.load(Ordering::Acquire) {
+                continue;
+            }
+            // This thread may have emptied the inbox for others that wait on it.
+            if state.idle > 0 && !state.queue.is_empty() {
+                let _ = self.to_inbox.send(Message::Look);
+            }
+            return Some((home, job));
+        }
+    }
+}
+
+impl State {
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Job(port, job) => self.queue.push(port, job),
+            Message::Cancel(port, owner) => {
+                if self.queue.cancel(port, owner).is_some()
+                    && let Some(home) = self.homes.get(port)
+                {
+                    // Not worth waking anybody.
+                    let _ = home.results.send(Done { owner, finding: Finding::Cancelled });
+                }
+            }
+            Message::Look => {}
+        }
+    }
+}
+
+impl Home {
+    fn deliver(&self, done: Done) {
+        // A worker that is gone has no use for it.
+        if self.results.send(done).is_ok() && !self.is_woken.swap(true, Ordering::AcqRel) {
+            self.waker.wake();
+        }
+    }
+}
+
+/// One worker's side of the lane.
+#[derive(Debug)]
+struct LanePort {
+    port: Port,
+    home: Arc<Home>,
+    inbox: Sender<Message>,
+    results: Receiver<Done>,
+    /// Jobs under way.
+    established: usize,
+    strangers: usize,
+}
+
+impl Lane for LanePort {
+    fn submit(&mut self, _now: Nanos, job: Job) -> Result<(), Job> {
+        let (under_way, most) = match job.class {
+            Class::Established(_) => (&mut self.established, limits::ESTABLISHED_JOBS_MAX),
+            Class::Stranger(_) => (&mut self.strangers, limits::STRANGER_JOBS_MAX),
+        };
+        if *under_way >= most {
+            return Err(job);
+        }
+        *under_way += 1;
+        // The inbox lives as long as this sender's clone in the lane; after the end of the lane nobody answers, as at a stop.
+        let _ = self.inbox.send(Message::Job(self.port, job));
+        Ok(())
+    }
+
+    fn cancel(&mut self, owner: Owner) {
+        let _ = self.inbox.send(Message::Cancel(self.port, owner));
+    }
+
+    fn take(&mut self, _now: Nanos) -> Option<Done> {
+        let done = match self.results.try_recv() {
+            Ok(done) => done,
+            Err(_) => {
+                // Between the last look and this store a result may have come without a wake-up: look once more.
+                if !self.home.is_woken.swap(false, Ordering::AcqRel) {
+                    return None;
+                }
+                self.results.try_recv().ok()?
+            }
+        };
+        match done.owner {
+            Owner::Half(_) => self.established -= 1,
+            Owner::Session(_) => self.strangers -= 1,
+        }
+        Some(done)
+    }
+
+    fn due(&self) -> Option<Nanos> {
+        None
+    }
+}
+
+impl Drop for LanePort {
+    fn drop(&mut self) {
+        self.home.is_left.store(true, Ordering::Release);
+    }
+}
