@@ -26,7 +26,7 @@ pub(super) async fn dial(
         return Err(DialError::PortZero);
     }
     let _turn = handle.dials.acquire().await.map_err(|_| handle.disconnected())?;
-    let port = handle.reserve_port().ok_or(DialError::NoPort)?;
+    let port = handle.ports.reserve().ok_or(DialError::NoPort)?;
     let source = Address { key: handle.local, port: port.port() };
 
     let mut handshake = Handshake::new(

@@ -116,6 +116,7 @@ impl Driver {
         let length = buffer.filled().len();
         for part in self.input.get(..length).unwrap_or_default().chunks(LOCKED_BYTES) {
             let now_ns = self.shared.now_ns();
+            self.shared.note_heard(now_ns);
             let mut mux = self.shared.lock();
             let result = mux.receive(now_ns, part);
             mux.take_wakes(&mut self.wakes);

@@ -63,7 +63,7 @@ async fn serve(shared: &Arc<Shared>, mut raw: RawStream) -> Result<(), Refusal> 
         return Err(Refusal::Code(ErrorCode::RequestDestinationKey));
     }
     let port = request.destination.port;
-    let queue = shared.listener(port).ok_or(Refusal::Code(ErrorCode::NoListener))?;
+    let queue = shared.ports.listener(port).ok_or(Refusal::Code(ErrorCode::NoListener))?;
     // The place in the queue comes first: once accepted, a stream must reach its listener.
     let place = queue.try_reserve_owned().map_err(|_| Refusal::Code(ErrorCode::AcceptQueueFull))?;
     let handle = Handle::join(shared).ok_or(Refusal::Closing)?;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::client::{Backoff, PostTimes};
+
 /// Bytes one read of the socket may bring. Large, because a wake-up costs more than copying this much.
 pub(super) const READ_BYTES: usize = 256 * 1024;
 
@@ -60,3 +62,42 @@ pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Pause between the last handshake message and the first multiplexer frame: older servers drop a session whose
 /// first frame arrives in one read with that message (dmsg-wire 4.4).
 pub(super) const FIRST_FRAME_PAUSE: Duration = Duration::from_millis(40);
+
+/// Time between pings of the session multiplexer (dmsg-wire 5.1).
+pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// Silence after such a ping that ends the session (dmsg-wire 5.6).
+pub(super) const KEEPALIVE_LIMIT: Duration = Duration::from_secs(10);
+
+/// One attempt of a client's dial over one session (control-plane 6).
+pub(super) const ATTEMPT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Sessions of one client, far above what a discovery's dozen servers need.
+pub(super) const CLIENT_SESSIONS_MAX: usize = 64;
+
+/// Pauses before a server that failed is tried again (dmsg-wire 15: within about 15 s).
+pub(super) const REDIAL: Backoff =
+    Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(15) };
+
+/// A session that lasted this long was no failure (dmsg-wire 11.6 has the same for links of servers).
+pub(super) const LASTING_SESSION: Duration = Duration::from_secs(30);
+
+/// Time between pings of a session (control-plane 4.3: 20 s instead of 60 s bounds the detection).
+pub(super) const PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Time between looks for idle sessions (dmsg-wire 15).
+pub(super) const IDLE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Time between lists of servers while nothing is missing.
+pub(super) const LIST_INTERVAL: Duration = Duration::from_secs(300);
+
+/// When a client posts its entry (dmsg-wire 12.5).
+pub(super) const POST_TIMES: PostTimes = PostTimes {
+    refresh: Duration::from_secs(300),
+    settle: Duration::from_secs(1),
+    request_limit: Duration::from_secs(5),
+    retry: Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(60) },
+};
+
+/// What closing a client may take: its requests of the discovery, then the sessions.
+pub(super) const CLIENT_CLOSE_LIMIT: Duration = Duration::from_secs(15);

@@ -4,7 +4,9 @@ use std::fmt;
 
 use tokio::sync::mpsc;
 
+use super::client::ClientHandle;
 use super::error::Disconnected;
+use super::ports::ListenGuard;
 use super::shared::Handle;
 use super::stream::Stream;
 
@@ -12,40 +14,44 @@ use super::stream::Stream;
 /// accepted (dmsg-wire 10.3). Dropping it gives the port back and refuses what waits.
 pub struct Listener {
     streams: mpsc::Receiver<Stream>,
-    port: u16,
-    handle: Handle,
+    port: ListenGuard,
+    owner: Owner,
+}
+
+/// What a listener keeps alive.
+pub(super) enum Owner {
+    /// One session: its end is the listener's.
+    Session(Handle),
+    /// A client: sessions come and go underneath.
+    Client(ClientHandle),
 }
 
 impl Listener {
-    pub(super) fn new(streams: mpsc::Receiver<Stream>, port: u16, handle: Handle) -> Self {
-        Self { streams, port, handle }
+    pub(super) fn new(streams: mpsc::Receiver<Stream>, port: ListenGuard, owner: Owner) -> Self {
+        Self { streams, port, owner }
     }
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.port()
     }
 
     /// The next stream. Dropping the future loses nothing.
     ///
     /// # Errors
-    /// Why the connection to the server is over, once the streams that came before are accepted.
+    /// Once the streams that came before are accepted: why the session is over, for a listener of a
+    /// [`Session`](super::Session); that the client was closed, for one of a [`Client`](super::Client).
     pub async fn accept(&mut self) -> Result<Stream, Disconnected> {
-        match self.streams.recv().await {
-            Some(stream) => Ok(stream),
-            None => Err(self.handle.disconnected()),
+        match (self.streams.recv().await, &self.owner) {
+            (Some(stream), _) => Ok(stream),
+            (None, Owner::Session(handle)) => Err(handle.disconnected()),
+            (None, Owner::Client(client)) => Err(client.disconnected()),
         }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.handle.remove_listener(self.port);
     }
 }
 
 impl fmt::Debug for Listener {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Listener").field("port", &self.port).finish_non_exhaustive()
+        formatter.debug_struct("Listener").field("port", &self.port()).finish_non_exhaustive()
     }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use ringwire_proto::identity::{Address, PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use ringwire_proto::object::Generation;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::address::ServerAddress;
@@ -15,9 +14,12 @@ use super::connect::connect;
 use super::dial;
 use super::driver::Driver;
 use super::error::{ConnectError, DialError, Disconnected, ListenError, PingError};
-use super::limits::{CLOSE_LIMIT, DIAL_LIMIT, FIRST_FRAME_PAUSE, LISTENER_QUEUE, PING_LIMIT};
-use super::listener::Listener;
+use super::limits::{
+    CLOSE_LIMIT, DIAL_LIMIT, FIRST_FRAME_PAUSE, KEEPALIVE, KEEPALIVE_LIMIT, LISTENER_QUEUE, PING_LIMIT,
+};
+use super::listener::{Listener, Owner};
 use super::mux::Mux;
+use super::ports::Ports;
 use super::shared::{Handle, Shared};
 use super::stream::Stream;
 
@@ -39,6 +41,10 @@ pub struct SessionConfig {
     /// Pause before the first multiplexer frame, for servers that drop a session otherwise (dmsg-wire 4.4). Zero is
     /// right for servers known to be newer.
     pub first_frame_pause: Duration,
+    /// Time between pings of the multiplexer (dmsg-wire 5.6).
+    pub keepalive: Duration,
+    /// Silence after such a ping that ends the session.
+    pub keepalive_limit: Duration,
     /// Writes one multiplexer frame per Noise frame of at most 4096 bytes, as the Go client does, instead of frames
     /// of up to 64 KiB.
     pub go_frames: bool,
@@ -58,6 +64,8 @@ impl SessionConfig {
             dial_limit: DIAL_LIMIT,
             listener_queue: LISTENER_QUEUE,
             first_frame_pause: FIRST_FRAME_PAUSE,
+            keepalive: KEEPALIVE,
+            keepalive_limit: KEEPALIVE_LIMIT,
             go_frames: false,
             go_writes: false,
         }
@@ -80,12 +88,19 @@ impl Session {
     /// # Errors
     /// See [`ConnectError`]. A server that refuses a session closes it; that shows at the first use.
     pub async fn connect(config: SessionConfig) -> Result<Self, ConnectError> {
-        let SessionConfig { secret_key, server, hybrid, generation, dial_limit, .. } = config;
-        let (socket, outcome) = connect(&secret_key, &server, hybrid).await?;
-        let shared = Arc::new(Shared::new(secret_key, &outcome, hybrid, dial_limit, config.go_frames));
+        Self::connect_with(config, None).await
+    }
+
+    /// As [`Self::connect`], with the ports of a client that has several sessions.
+    pub(super) async fn connect_with(
+        config: SessionConfig,
+        ports: Option<Arc<Ports>>,
+    ) -> Result<Self, ConnectError> {
+        let (socket, outcome) = connect(&config.secret_key, &config.server, config.hybrid).await?;
+        let shared = Arc::new(Shared::new(&outcome, &config, ports));
         let handle = Handle::new(Arc::clone(&shared));
         tokio::spawn(Driver::new(socket, shared, config.first_frame_pause, config.go_writes).run());
-        Ok(Self { handle, generation, listener_queue: config.listener_queue.max(1) })
+        Ok(Self { handle, generation: config.generation, listener_queue: config.listener_queue })
     }
 
     /// This client's key.
@@ -120,16 +135,10 @@ impl Session {
     /// # Errors
     /// See [`ListenError`].
     pub fn listen(&self, port: u16) -> Result<Listener, ListenError> {
-        if port == 0 {
-            return Err(ListenError::PortZero);
-        }
-        let (sender, streams) = mpsc::channel(self.listener_queue);
-        if !self.handle.insert_listener(port, sender) {
-            return Err(ListenError::PortInUse { port });
-        }
+        let (port, streams) = self.handle.ports.listen(port, self.listener_queue)?;
         // Made before the check, so that its drop gives the port back; checked after filing, so that an end of the
         // connection in between is not missed.
-        let listener = Listener::new(streams, port, self.handle.clone());
+        let listener = Listener::new(streams, port, Owner::Session(self.handle.clone()));
         self.handle.check()?;
         Ok(listener)
     }
@@ -148,6 +157,27 @@ impl Session {
     /// Waits until the connection is over and says why.
     pub async fn closed(&self) -> Disconnected {
         self.handle.wait_until_ended().await
+    }
+
+    /// Waits until the connection is over, without keeping it.
+    pub(super) fn ended(&self) -> impl Future<Output = Disconnected> + Send + use<> {
+        let shared = Arc::clone(&self.handle);
+        async move { shared.wait_until_ended().await }
+    }
+
+    /// Streams that somebody holds, those included that are being opened.
+    pub fn open_streams(&self) -> usize {
+        self.handle.with(|mux| mux.owned_streams())
+    }
+
+    /// Changes whenever bytes of the server arrive.
+    pub(super) fn heard_mark(&self) -> u64 {
+        self.handle.heard_ns()
+    }
+
+    /// Starts to close, as [`Self::close`] does, and does not wait.
+    pub(super) fn begin_close(&self) {
+        self.handle.with(Mux::close);
     }
 
     /// Delivers what is queued, for at most 2 s, and closes. Streams and listeners of this connection end.

@@ -1,10 +1,10 @@
-//! What the tasks of one connection share: its streams, its session keys, its ports.
+//! What the tasks of one connection share: its streams, its session keys.
 //!
 //! Each part has its own lock, held briefly and never across an await. [`Handle`] is what users hold: when the last
 //! one is gone, the driver delivers what is queued and closes.
 
-use std::collections::{HashMap, HashSet};
 use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,13 +14,14 @@ use ringwire_proto::noise::{Hybrid, Outcome};
 use ringwire_proto::object::OBJECT_PACKET_MAX;
 use ringwire_proto::packet::{Opener, PacketError, Sealer, WindowReplay};
 use ringwire_proto::yamux;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::error::Disconnected;
 use super::limits::{DIALS, INBOUND_HANDSHAKES};
 use super::mux::Mux;
-use super::stream::Stream;
+use super::ports::Ports;
+use super::session::SessionConfig;
 
 /// The common state of one connection.
 pub(super) struct Shared {
@@ -35,48 +36,36 @@ pub(super) struct Shared {
     mux: Mutex<Mux>,
     sealer: Mutex<Sealer<AwsLcAead>>,
     opener: Mutex<Opener<AwsLcAead, WindowReplay>>,
-    ports: Mutex<Ports>,
+    pub(super) ports: Arc<Ports>,
+    /// The ports are this session's alone and end with it.
+    owns_ports: bool,
+    /// When bytes of the server last arrived, on the clock of [`Self::now_ns`].
+    heard_ns: AtomicU64,
     ended: watch::Sender<bool>,
     alive: OnceLock<Weak<CloseOnDrop>>,
     started: Instant,
 }
 
-/// Ports of this client (dmsg-wire 10.1).
-struct Ports {
-    /// The last ephemeral port that was handed out.
-    last: u16,
-    dialled: HashSet<u16>,
-    listeners: HashMap<u16, mpsc::Sender<Stream>>,
-}
-
-/// The first ephemeral port is the one after this.
-const EPHEMERAL_BASE: u16 = 49152;
-
 impl Shared {
-    pub(super) fn new(
-        secret_key: SecretKey,
-        outcome: &Outcome,
-        hybrid: Hybrid,
-        dial_limit: Duration,
-        go_frames: bool,
-    ) -> Self {
+    pub(super) fn new(outcome: &Outcome, config: &SessionConfig, ports: Option<Arc<Ports>>) -> Self {
+        let mut mux = yamux::Config::client();
+        mux.keepalive_ns = Some(nanoseconds(config.keepalive));
+        mux.reply_timeout_ns = nanoseconds(config.keepalive_limit);
         Self {
-            local: secret_key.public_key(),
-            secret_key,
+            local: config.secret_key.public_key(),
+            secret_key: config.secret_key.clone(),
             server: outcome.remote,
-            hybrid,
+            hybrid: config.hybrid,
             session_hybrid: outcome.hybrid,
-            dial_limit,
+            dial_limit: config.dial_limit,
             dials: Semaphore::new(DIALS),
             inbound: Arc::new(Semaphore::new(INBOUND_HANDSHAKES)),
-            mux: Mutex::new(Mux::new(yamux::Config::client(), go_frames)),
+            mux: Mutex::new(Mux::new(mux, config.go_frames)),
             sealer: Mutex::new(Sealer::new(&outcome.send)),
             opener: Mutex::new(Opener::new(&outcome.receive)),
-            ports: Mutex::new(Ports {
-                last: EPHEMERAL_BASE,
-                dialled: HashSet::new(),
-                listeners: HashMap::new(),
-            }),
+            owns_ports: ports.is_none(),
+            ports: ports.unwrap_or_else(|| Arc::new(Ports::new())),
+            heard_ns: AtomicU64::new(0),
             ended: watch::Sender::new(false),
             alive: OnceLock::new(),
             started: Instant::now(),
@@ -85,8 +74,17 @@ impl Shared {
 
     /// Nanoseconds since the connection began: the clock of its multiplexer.
     pub(super) fn now_ns(&self) -> u64 {
-        // 2^64 nanoseconds are 584 years.
-        u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        nanoseconds(self.started.elapsed())
+    }
+
+    /// Bytes of the server arrived.
+    pub(super) fn note_heard(&self, now_ns: u64) {
+        self.heard_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// When bytes of the server last arrived; the beginning when none did.
+    pub(super) fn heard_ns(&self) -> u64 {
+        self.heard_ns.load(Ordering::Relaxed)
     }
 
     pub(super) fn instant(&self, at_ns: u64) -> Instant {
@@ -118,7 +116,9 @@ impl Shared {
             mux.end(reason);
             mux.take_wakes(&mut wakes);
         }
-        lock(&self.ports).listeners.clear();
+        if self.owns_ports {
+            self.ports.close();
+        }
         for waker in wakes {
             waker.wake();
         }
@@ -163,55 +163,6 @@ impl Shared {
     pub(super) fn open_object(&self, packet: &mut [u8]) -> Result<Vec<u8>, PacketError> {
         lock(&self.opener).open(packet).map(|signed| signed.to_vec())
     }
-
-    /// Takes a free ephemeral port.
-    pub(super) fn reserve_port(self: &Arc<Self>) -> Option<PortGuard> {
-        let mut ports = lock(&self.ports);
-        for _ in EPHEMERAL_BASE..=u16::MAX {
-            ports.last = ports.last.checked_add(1).unwrap_or(EPHEMERAL_BASE);
-            let port = ports.last;
-            if !ports.listeners.contains_key(&port) && ports.dialled.insert(port) {
-                return Some(PortGuard { shared: Arc::clone(self), port });
-            }
-        }
-        None
-    }
-
-    /// Files a listener, unless the port is taken.
-    pub(super) fn insert_listener(&self, port: u16, queue: mpsc::Sender<Stream>) -> bool {
-        let mut ports = lock(&self.ports);
-        if ports.dialled.contains(&port) || ports.listeners.contains_key(&port) {
-            return false;
-        }
-        ports.listeners.insert(port, queue);
-        true
-    }
-
-    pub(super) fn remove_listener(&self, port: u16) {
-        lock(&self.ports).listeners.remove(&port);
-    }
-
-    pub(super) fn listener(&self, port: u16) -> Option<mpsc::Sender<Stream>> {
-        lock(&self.ports).listeners.get(&port).cloned()
-    }
-}
-
-/// Holds an ephemeral port until dropped.
-pub(super) struct PortGuard {
-    shared: Arc<Shared>,
-    port: u16,
-}
-
-impl PortGuard {
-    pub(super) fn port(&self) -> u16 {
-        self.port
-    }
-}
-
-impl Drop for PortGuard {
-    fn drop(&mut self) {
-        lock(&self.shared.ports).dialled.remove(&self.port);
-    }
 }
 
 /// What clients, listeners and streams hold. The connection closes when the last one is dropped.
@@ -255,4 +206,9 @@ impl Deref for Handle {
 /// A lock whose holder panicked still holds whole values: nothing in here unwinds halfway through a change.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    // 2^64 nanoseconds are 584 years.
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

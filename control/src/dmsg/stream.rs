@@ -21,8 +21,9 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 
 use super::error::StreamError;
 use super::limits::{BUFFER_KEEP_BYTES, READ_CIPHERTEXT_BYTES, WRITE_PLAINTEXT_BYTES};
+use super::ports::PortGuard;
 use super::raw::RawStream;
-use super::shared::{Handle, PortGuard};
+use super::shared::Handle;
 
 /// One end of a stream. Moves bytes as long as the connection it was made on lives, and keeps that alive.
 pub struct Stream {

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
 
+pub mod directory;
+pub mod proxy;
 pub mod scripted;
 
 use std::net::SocketAddr;
@@ -61,4 +63,13 @@ pub async fn pair(from: &Session, to: &Session, listener: &mut Listener) -> (Str
 
 pub async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.expect("the test hangs")
+}
+
+/// Waits until `holds`; a minute without it fails the test.
+pub async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let patience = tokio::time::Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(tokio::time::Instant::now() < patience, "never happened: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

@@ -19,6 +19,11 @@ impl Mux {
         self.driver_needed = true;
     }
 
+    /// Streams that have an owner.
+    pub(in crate::dmsg) fn owned_streams(&self) -> usize {
+        self.streams.iter().flatten().filter(|stream| stream.owned).count()
+    }
+
     /// Opens a stream whose first bytes are `first`: they leave right behind the SYN.
     pub(in crate::dmsg) fn open(&mut self, now_ns: u64, first: Vec<u8>) -> Result<Slot, yamux::OpenError> {
         self.session.may_open()?;
