@@ -254,8 +254,12 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find(half_key) else { return };
         let (partner, state, finished) = (half.partner, half.state, half.finished);
         self.remove_half(half_key);
-        // A client that finished and left: what it sent is still delivered, and the partner's FIN is due behind it.
+        // A client that finished and left: what it sent is still delivered, and the partner's FIN is due behind it. Had the
+        // partner finished before, its own would wait for bytes to arrive that cannot any more.
         if state == State::Ending && finished {
+            if self.halves.find(partner).is_some_and(|partner| !partner.finish) {
+                self.end_half(partner);
+            }
             return;
         }
         self.end_partner(partner, state);
