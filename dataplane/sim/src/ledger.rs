@@ -222,6 +222,9 @@ impl Ledger {
         let (lost_at, established) = (state.lost_at, state.established_at.is_some());
         let plan = &self.plan.bridges[bridge];
         let must = self.must_complete[bridge];
+        // smux has no reset: what one would say looks like an end.
+        let peer = if role == Role::Source { Some(plan.source) } else { plan.destination };
+        let may_be_reset = !must && peer.is_some_and(|peer| self.plan.peers[peer].smux.is_some());
         if let Some(left) = partner.left_at.or(lost_at)
             && own.left_at.is_none()
             && now > left + LEARNS_WITHIN_NS + self.patience_ns[bridge]
@@ -244,7 +247,8 @@ impl Ledger {
         match ending {
             Ending::Finished if partner.left_at.is_some() => {
                 let resets = matches!(plan.end, EndPlan::SourceResets(_) | EndPlan::DestinationResets(_));
-                if own.read != partner.wrote && !resets && !refused && (established || must) {
+                if own.read != partner.wrote && !resets && !refused && !may_be_reset && (established || must)
+                {
                     let (read, wrote) = (own.read, partner.wrote);
                     self.fail(
                         now,
@@ -272,6 +276,8 @@ impl Ledger {
             && matches!(plan.answer, Answer::Accepts(_))
             && self.plan.is_healthy(plan.source)
             && self.plan.is_healthy(destination)
+            && !self.plan.may_be_held_up(plan.source)
+            && !self.plan.may_be_held_up(destination)
     }
 
     /// Whether somebody has waited too long for bytes that were sent.

@@ -1,6 +1,7 @@
 //! What a seed decided beforehand: peers, bridges, faults. Plain data; [`crate::scenario`] draws it.
 
 use ringwire_netem::{Nanos, Side, StreamConfig};
+use ringwire_proto::smux;
 
 /// Everything about a run.
 #[derive(Debug, Clone)]
@@ -44,6 +45,8 @@ pub struct PeerPlan {
     pub hybrid: bool,
     /// Its generation of the wire.
     pub manner: Manner,
+    /// It speaks smux of this version; none: yamux.
+    pub smux: Option<smux::Version>,
     /// What it is besides an honest client.
     pub character: Character,
     /// Asks for a sign of life every so often, besides the keepalive.
@@ -331,22 +334,42 @@ impl Plan {
             && matches!(bridge.answer, Answer::Accepts(_))
             && !stops(&bridge.forth)
             && !stops(&bridge.back)
+            && !self.may_be_held_up(bridge.source)
+            && !self.may_be_held_up(destination)
             && !matches!(
                 bridge.end,
                 EndPlan::SourceResets(_) | EndPlan::DestinationResets(_) | EndPlan::Never
             )
     }
 
+    /// All streams of a session of smux version 1 share one flow control: one that nobody reads holds up all of them.
+    pub fn may_be_held_up(&self, peer: usize) -> bool {
+        let smooth = |flow: &FlowPlan| flow.reader == Reader::Eager;
+        self.peers[peer].smux == Some(smux::Version::V1)
+            && self
+                .bridges_of(peer)
+                .any(|bridge| !smooth(&bridge.forth) || !smooth(&bridge.back) || bridge.end == EndPlan::Never)
+    }
+
+    fn bridges_of(&self, peer: usize) -> impl Iterator<Item = &BridgePlan> {
+        self.bridges.iter().filter(move |bridge| bridge.source == peer || bridge.destination == Some(peer))
+    }
+
     /// For how long a byte of a bridge that must complete may be under way before somebody counts as starved.
     pub fn patience_ns(&self, bridge: &BridgePlan) -> Nanos {
         let ends = [Some(bridge.source), bridge.destination];
         let mut patience = 3_000_000_000;
-        for peer in ends.into_iter().flatten() {
-            let streams = self
-                .bridges
-                .iter()
-                .filter(|other| other.source == peer || other.destination == Some(peer))
-                .count() as u64;
+        let mut peers: Vec<usize> = ends.into_iter().flatten().collect();
+        for end in peers.clone() {
+            if self.peers[end].smux == Some(smux::Version::V1) {
+                // Held up by whomever else it sends to.
+                for other in self.bridges_of(end) {
+                    peers.extend([Some(other.source), other.destination].into_iter().flatten());
+                }
+            }
+        }
+        for peer in peers {
+            let streams = self.bridges_of(peer).count() as u64;
             let plan = &self.peers[peer];
             for way in [&plan.up, &plan.down] {
                 // What the connection holds, a gathered send on top, and a round of everybody's turns; twice.

@@ -2,6 +2,8 @@
 
 use ringwire_netem::{Jitter, LineConfig, LossConfig, Nanos, Random, Rate, SECOND_NS, Side, StreamConfig};
 
+use ringwire_proto::smux::Version;
+
 use crate::plan::{
     Answer, BridgePlan, Character, EndPlan, Errand, Fault, FlowPlan, KernelPlan, Manner, PeerPlan, Plan,
     Reader, Rudeness, Strangeness, effective_rate,
@@ -57,6 +59,15 @@ pub fn draw(seed: u64) -> Plan {
                 (0..random.range(1, 3)).map(|_| random.range(4, 11) * SECOND_NS).collect();
             times.sort_unstable_by(|a, b| b.cmp(a));
             plan.peers[peer].errands = times.into_iter().map(|at| (at, *random.pick(&errands))).collect();
+        }
+    }
+    for peer in 0..plan.peers.len() {
+        if seed != 0 && random.chance(250_000) {
+            let version = if random.chance(250_000) { Version::V1 } else { Version::V2 };
+            let peer = &mut plan.peers[peer];
+            peer.smux = Some(version);
+            // It speaks at once, as clients of 2026 do: a silent one would be taken for yamux when it is dialled.
+            peer.errands.push((peer.connects_at, Errand::Ping));
         }
     }
     plan.stops_with_sessions = seed != 0 && random.chance(200_000);
@@ -386,6 +397,7 @@ fn honest(connects_at: Nanos) -> PeerPlan {
         down: StreamConfig::default(),
         hybrid: false,
         manner: Manner::Native,
+        smux: None,
         pings: true,
         character: Character::Honest,
         answers_finish: true,
@@ -578,7 +590,10 @@ fn set_times(plan: &mut Plan) {
             takes_ns += after;
         }
         // Round trips: open, request, response, and a window each.
-        let windows = (bridge.forth.len + bridge.back.len) / 131_072;
+        // Half a window at a time; that of an smux client is a quarter.
+        let mut peers = [Some(bridge.source), bridge.destination].into_iter().flatten();
+        let is_smux = peers.any(|peer| plan.peers[peer].smux.is_some());
+        let windows = (bridge.forth.len + bridge.back.len) / if is_smux { 32_768 } else { 131_072 };
         let round_ns: Nanos = [Some(bridge.source), bridge.destination]
             .into_iter()
             .flatten()

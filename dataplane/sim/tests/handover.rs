@@ -3,8 +3,9 @@
 //! sent frames. The oracle compares every byte.
 
 use ringwire_netem::{LineConfig, Nanos, Random, Rate, SECOND_NS, StreamConfig};
+use ringwire_proto::smux::Version;
 use ringwire_sim::plan::{
-    Answer, BridgePlan, Character, EndPlan, FlowPlan, KernelPlan, Manner, PeerPlan, Plan, Reader,
+    Answer, BridgePlan, Character, EndPlan, Errand, FlowPlan, KernelPlan, Manner, PeerPlan, Plan, Reader,
 };
 use ringwire_sim::run_plan;
 
@@ -27,10 +28,12 @@ fn case(seed: u64) -> Plan {
             down: way(),
             hybrid: false,
             manner: if random.chance(500_000) { Manner::Go } else { Manner::Native },
+            smux: *random.pick(&[None, Some(Version::V1), Some(Version::V2)]),
             pings: true,
             character: Character::Honest,
             answers_finish: true,
-            errands: Vec::new(),
+            // A first byte, by which its multiplexer is known.
+            errands: vec![(SECOND_NS, Errand::Ping)],
             faults: Vec::new(),
         })
         .collect();

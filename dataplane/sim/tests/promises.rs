@@ -3,8 +3,10 @@
 
 use ringwire_dataplane::counters::Counter;
 use ringwire_netem::{Nanos, SECOND_NS, StreamConfig};
+use ringwire_proto::smux::Version;
 use ringwire_sim::plan::{
-    Answer, BridgePlan, Character, EndPlan, Fault, FlowPlan, KernelPlan, Manner, PeerPlan, Plan, Reader,
+    Answer, BridgePlan, Character, EndPlan, Errand, Fault, FlowPlan, KernelPlan, Manner, PeerPlan, Plan,
+    Reader, Rudeness,
 };
 use ringwire_sim::{Report, run_plan};
 
@@ -16,11 +18,21 @@ fn peer(identity: usize, manner: Manner) -> PeerPlan {
         down: StreamConfig::default(),
         hybrid: true,
         manner,
+        smux: None,
         pings: true,
         character: Character::Honest,
         answers_finish: true,
         errands: Vec::new(),
         faults: Vec::new(),
+    }
+}
+
+/// A client that speaks smux, and at once, as clients of 2026 do.
+fn smux_peer(identity: usize, version: Version) -> PeerPlan {
+    PeerPlan {
+        smux: Some(version),
+        errands: vec![(2 * SECOND_NS, Errand::Ping)],
+        ..peer(identity, Manner::Native)
     }
 }
 
@@ -56,23 +68,23 @@ fn plan(peers: Vec<PeerPlan>, bridges: Vec<BridgePlan>) -> Plan {
 /// Bytes of one direction, more than a window, so that the way fills up while nobody reads.
 const STALLED_LEN: u64 = 600_000;
 
-fn stop_reading_for_a_minute(manner: Manner) {
+fn stop_reading_for_a_minute(peers: &[PeerPlan; 2], pairs: u64) {
     // From before the first byte on.
     let reader = Reader::Pauses { from: 0, until: 65 * SECOND_NS };
     let flow = FlowPlan { len: STALLED_LEN, write_len: 16_000, pause_ns: 0, reader };
     let mut bridges = Vec::new();
-    for _ in 0..64 {
+    for _ in 0..pairs {
         bridges.push(bridge(0, 1, 5 * SECOND_NS, flow));
         bridges.push(bridge(1, 0, 5 * SECOND_NS, flow));
     }
     // In the middle of the standstill, a stream between the same two that is read at once.
     let lively = FlowPlan { len: 20_000, write_len: 1000, pause_ns: 0, reader: Reader::Eager };
     bridges.push(bridge(0, 1, 40 * SECOND_NS, lively));
-    let report = run_plan(plan(vec![peer(0, manner), peer(1, manner)], bridges), false);
+    let report = run_plan(plan(peers.to_vec(), bridges), false);
     assert_eq!(report.failure, None);
     // The oracle saw both sessions live, every byte arrive, and the lively stream not starve; and nothing was cut short.
-    assert_eq!(report.bridges.1, 129);
-    assert_eq!(report.bridges.2, 128 * 2 * STALLED_LEN + 2 * 20_000);
+    assert_eq!(report.bridges.1, 2 * pairs + 1);
+    assert_eq!(report.bridges.2, 2 * pairs * 2 * STALLED_LEN + 2 * 20_000);
     for counter in [Counter::SessionsDead, Counter::ResetsMemory, Counter::BytesDropped] {
         assert_eq!(report.counters.value(counter), 0, "{}", counter.name());
     }
@@ -80,12 +92,18 @@ fn stop_reading_for_a_minute(manner: Manner) {
 
 #[test]
 fn two_applications_that_stop_reading_for_a_minute_lose_nothing() {
-    stop_reading_for_a_minute(Manner::Native);
+    stop_reading_for_a_minute(&[peer(0, Manner::Native), peer(1, Manner::Native)], 64);
 }
 
 #[test]
 fn two_go_clients_that_stop_reading_for_a_minute_lose_nothing() {
-    stop_reading_for_a_minute(Manner::Go);
+    stop_reading_for_a_minute(&[peer(0, Manner::Go), peer(1, Manner::Go)], 64);
+}
+
+#[test]
+fn an_smux_client_and_a_yamux_client_that_stop_reading_for_a_minute_lose_nothing() {
+    // Few streams: an smux client that holds 1 MiB unread leaves its connection unread, and is taken for dead after 25 s.
+    stop_reading_for_a_minute(&[smux_peer(0, Version::V2), peer(1, Manner::Go)], 1);
 }
 
 /// When the worker closed the first connection, in nanoseconds of virtual time.
@@ -140,4 +158,65 @@ fn ten_thousand_streams_that_a_client_never_closes_come_back() {
     assert!(opened >= 2048, "{opened} streams");
     assert_eq!(report.counters.value(Counter::StreamsClosed), opened);
     assert!(report.counters.value(Counter::RefusedStreamLimit) > 0);
+}
+
+#[test]
+fn streams_that_an_smux_client_never_closes_come_back() {
+    // No reset tells it, and no clock of its multiplexer: the worker gives them up.
+    let mut opener = smux_peer(0, Version::V2);
+    opener.errands.clear();
+    opener.character = Character::Opener(3000);
+    opener.answers_finish = false;
+    let mut plan = plan(vec![opener, peer(1, Manner::Go)], Vec::new());
+    plan.quiesce_at = 110 * SECOND_NS;
+    plan.settled_at = 120 * SECOND_NS;
+    let report = run_plan(plan, false);
+    assert_eq!(report.failure, None);
+    assert_eq!(report.counters.value(Counter::StreamsOpened), 3000);
+    assert_eq!(report.counters.value(Counter::StreamsClosed), 3000);
+    assert!(report.counters.value(Counter::RefusedStreamLimit) > 0);
+    assert_eq!(report.counters.value(Counter::SessionViolations), 0);
+}
+
+#[test]
+fn a_silently_cut_smux_session_is_removed_within_45_seconds() {
+    for offset in [0, 7, 13] {
+        let cut_at = CUT_AT + offset * SECOND_NS;
+        let mut gone = smux_peer(0, Version::V2);
+        gone.faults.push(Fault::BlackHole(cut_at));
+        let report = run_plan(plan(vec![gone, peer(1, Manner::Go)], Vec::new()), true);
+        assert_eq!(report.failure, None);
+        let after = first_close(&report) - cut_at;
+        assert!(after <= 45 * SECOND_NS, "{} s", after / SECOND_NS);
+    }
+}
+
+#[test]
+fn a_client_that_never_says_a_word_is_let_go_and_told_nothing() {
+    // Its handshake is done at 2 s; from then on nothing passes.
+    let mut silent = peer(0, Manner::Go);
+    silent.pings = false;
+    silent.faults.push(Fault::BlackHole(2 * SECOND_NS + SECOND_NS / 2));
+    let report = run_plan(plan(vec![silent, peer(1, Manner::Go)], Vec::new()), true);
+    assert_eq!(report.failure, None);
+    let after = first_close(&report) - 2 * SECOND_NS;
+    assert!((44 * SECOND_NS..47 * SECOND_NS).contains(&after), "{} s", after / SECOND_NS);
+    assert_eq!(report.counters.value(Counter::SessionsDead), 1);
+    let sent = report.trace.iter().filter(|line| line.contains("socket 0  sent")).count();
+    assert_eq!(sent, 1, "message 2 and nothing else");
+}
+
+#[test]
+fn an_smux_client_that_ignores_its_window_loses_that_stream_alone() {
+    let mut rude = smux_peer(0, Version::V2);
+    rude.character = Character::Rude(10 * SECOND_NS, Rudeness::Overrun);
+    // Its own bridge is under way meanwhile, and nobody else's business either.
+    let flow = FlowPlan { len: 400_000, write_len: 4000, pause_ns: SECOND_NS / 20, reader: Reader::Eager };
+    let bridges = vec![bridge(0, 1, 5 * SECOND_NS, flow)];
+    let report = run_plan(plan(vec![rude, peer(1, Manner::Go)], bridges), false);
+    assert_eq!(report.failure, None);
+    assert_eq!(report.bridges.2, 2 * 400_000);
+    assert_eq!(report.counters.value(Counter::StreamViolations), 1);
+    assert_eq!(report.counters.value(Counter::SessionViolations), 0);
+    assert!(report.counters.value(Counter::BytesDropped) >= 60_000);
 }

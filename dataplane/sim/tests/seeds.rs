@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use ringwire_dataplane::counters::Counter;
 use ringwire_sim::run::quiet_panics;
 use ringwire_sim::{plan, run_seed, scenario};
 
@@ -30,10 +31,13 @@ fn the_thinnest_seed_carries_its_bytes() {
 #[test]
 fn a_first_block_of_seeds_passes() {
     quiet_panics();
+    let mut sessions_smux = 0;
     for seed in 0..100 {
         let report = run_seed(seed, false);
         assert_eq!(report.failure, None, "replay with `cargo xtask sim --seeds 1 --from {seed} --trace`");
+        sessions_smux += report.counters.value(Counter::SessionsSmux);
     }
+    assert!(sessions_smux > 30, "{sessions_smux} sessions of smux");
 }
 
 #[test]
@@ -48,6 +52,12 @@ fn every_theme_and_every_kind_of_fault_is_drawn() {
         }
     }
     assert_eq!(faults.len(), 10);
+    let multiplexers: HashSet<Option<u8>> = plans
+        .iter()
+        .flat_map(|plan| &plan.peers)
+        .map(|peer| peer.smux.map(|version| version as u8))
+        .collect();
+    assert_eq!(multiplexers.len(), 3);
     let kernels: Vec<&plan::KernelPlan> = plans.iter().map(|plan| &plan.kernel).collect();
     assert!(kernels.iter().any(|kernel| kernel.ring_pages == 1));
     assert!(kernels.iter().any(|kernel| kernel.batch_max == 1));

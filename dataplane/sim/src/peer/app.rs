@@ -122,7 +122,7 @@ impl Peer {
                 answers_finish: self.plan.answers_finish,
             };
             turn.run();
-            let gone = open.mux.session().stream(stream).is_none();
+            let gone = !open.mux.has(stream);
             if gone && let Some(bridge) = app.bridge {
                 let ending = if app.was_reset && !app.has_left { Ending::Reset } else { Ending::Own };
                 context.ledger.saw(context.now, context.log, bridge, app.role, ending);

@@ -6,6 +6,7 @@
 mod app;
 mod errand;
 mod handshake;
+mod mux;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -14,11 +15,13 @@ use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::entropy::SeededEntropy;
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
-use ringwire_proto::yamux::{CloseReason, Config, Connection, ConnectionEvent, Flags, Header};
+use ringwire_proto::smux;
+use ringwire_proto::yamux::{Flags, Header};
 
 use self::app::App;
 use self::errand::ErrandState;
 use self::handshake::Greeting;
+use self::mux::{ClientMux, MuxEvent};
 use crate::ledger::{Ending, Ledger};
 use crate::log::{Event, Log};
 use crate::plan::{Character, Fault, Manner, PeerPlan, Rudeness};
@@ -77,7 +80,7 @@ enum Stage {
 
 /// An open session of a peer.
 struct Open {
-    mux: Connection,
+    mux: ClientMux,
     sealer: Sealer<RustCryptoAead>,
     opener: Opener<RustCryptoAead, WindowReplay>,
     apps: BTreeMap<u32, App>,
@@ -165,7 +168,7 @@ impl Peer {
     /// Tells the server to open no more streams.
     pub fn go_away(&mut self) {
         if let Stage::Open(open) = &mut self.stage {
-            open.mux.go_away(0);
+            open.mux.go_away();
         }
     }
 
@@ -190,10 +193,12 @@ impl Peer {
         None
     }
 
-    /// How many streams its multiplexer has; 0 without a session.
+    /// How many streams its multiplexer has; 0 without a session. What an smux client forgets to finish the server cannot end
+    /// for it: such do not count.
     pub fn stream_count(&self) -> usize {
         match &self.stage {
-            Stage::Open(open) => open.mux.session().stream_count(),
+            Stage::Open(open) if open.mux.is_smux() && !self.plan.answers_finish => 0,
+            Stage::Open(open) => open.mux.stream_count(),
             Stage::Idle | Stage::Greeting(_) | Stage::Over => 0,
         }
     }
@@ -217,7 +222,9 @@ impl Peer {
                 self.end(context, "closed by itself");
                 return true;
             }
+            let was_held_back = self.is_held_back();
             self.work(context);
+            again |= was_held_back && !self.is_held_back();
             again |= self.transmit(context);
             moved |= again;
             if !again || matches!(self.stage, Stage::Over) {
@@ -229,7 +236,7 @@ impl Peer {
     }
 
     fn receive(&mut self, context: &mut Context<'_>) -> bool {
-        if self.is_paused || matches!(self.stage, Stage::Over) {
+        if self.is_paused || self.is_held_back() || matches!(self.stage, Stage::Over) {
             return false;
         }
         let mut buffer = std::mem::take(&mut self.buffer);
@@ -253,6 +260,11 @@ impl Peer {
         };
         self.buffer = buffer;
         moved
+    }
+
+    /// Its multiplexer has more than its applications read.
+    fn is_held_back(&self) -> bool {
+        matches!(&self.stage, Stage::Open(open) if !open.mux.may_receive())
     }
 
     fn take_bytes(&mut self, context: &mut Context<'_>, bytes: &[u8]) {
@@ -306,46 +318,46 @@ impl Peer {
         while let Stage::Open(open) = &mut self.stage {
             let Some(event) = open.mux.poll_event() else { break };
             match event {
-                ConnectionEvent::Opened(stream) => {
+                MuxEvent::Opened(stream) => {
                     open.mux.accept();
                     open.apps.insert(stream, App::destination());
                 }
-                ConnectionEvent::Reset(stream) => {
+                MuxEvent::Reset(stream) => {
                     if let Some(app) = open.apps.get_mut(&stream) {
                         app.was_reset = true;
                     }
                 }
-                ConnectionEvent::PingAnswered { rtt_ns, .. } => {
+                MuxEvent::PingAnswered { rtt_ns } => {
                     context.log.note(now, Event::Pong { peer: self.index, rtt_ns });
                     if self.is_healthy && rtt_ns > PONG_WITHIN_NS {
                         let (peer, ms) = (self.index, rtt_ns / 1_000_000);
                         context.ledger.fail(now, format!("peer {peer}: a ping was answered after {ms} ms"));
                     }
                 }
-                ConnectionEvent::Closed(reason) => {
-                    self.judge(context, reason);
+                MuxEvent::Closed { is_violation } => {
+                    self.judge(context, is_violation);
                     self.transmit(context);
                     context.duplex.close(now, Side::A);
                     self.end(context, "closed for a reason of its multiplexer");
                 }
-                ConnectionEvent::Acked(_) => open.open_idle(context.now),
-                ConnectionEvent::GoAway
-                | ConnectionEvent::Readable(_)
-                | ConnectionEvent::Writable(_)
-                | ConnectionEvent::Finished(_) => {}
+                MuxEvent::Acked(_) => open.open_idle(context.now),
+                MuxEvent::Readable(_) | MuxEvent::Other => {}
             }
         }
     }
 
     /// The multiplexer gave up on the server: with an honest peer that is a broken promise, unless the link explains it.
-    fn judge(&self, context: &mut Context<'_>, reason: CloseReason) {
+    fn judge(&self, context: &mut Context<'_>, is_violation: bool) {
         let is_rude = !matches!(self.plan.character, Character::Honest | Character::Opener(_));
-        let excused = match reason {
-            CloseReason::Violation(_) => is_rude,
-            CloseReason::Dead(_) => !self.is_healthy,
+        // One that is dialled before its first byte came through is taken for yamux (dmsg-wire 4.5).
+        let is_mistaken = self.plan.smux.is_some() && !self.is_healthy;
+        let (excused, what) = if is_violation {
+            (is_rude || is_mistaken, "it broke a rule of the multiplexer")
+        } else {
+            (!self.is_healthy, "it is silent")
         };
         if !excused {
-            context.ledger.fail(context.now, format!("peer {}: the server's fault: {reason}", self.index));
+            context.ledger.fail(context.now, format!("peer {}: the server's fault: {what}", self.index));
         }
     }
 
@@ -411,6 +423,9 @@ impl Peer {
     /// Breaks the rule it is there to break.
     fn be_rude(&mut self) {
         let Character::Rude(_, rudeness) = self.plan.character else { return };
+        if let Some(version) = self.plan.smux {
+            return self.be_rude_in_smux(version, rudeness);
+        }
         let syn = Header::window_update(99_999, 0).with_flags(Flags::SYN).encode();
         let fin = Header::window_update(99_999, 0).with_flags(Flags::FIN).encode();
         match rudeness {
@@ -419,6 +434,24 @@ impl Peer {
                 self.out.extend_from_slice(&Header::data(99_999, 262_145).encode());
             }
             Rudeness::Version => self.out.extend_from_slice(&[9; 12]),
+            Rudeness::Reopen => self.out.extend_from_slice(&[syn, syn].concat()),
+            Rudeness::SecondFinish => self.out.extend_from_slice(&[syn, fin, fin].concat()),
+        }
+    }
+
+    /// Likewise. A second SYN or FIN breaks no rule here, and what breaks one costs the stream alone, save the version.
+    fn be_rude_in_smux(&mut self, version: smux::Version, rudeness: Rudeness) {
+        let syn = smux::Header::syn(version, 99_999).encode();
+        let fin = smux::Header::fin(version, 99_999).encode();
+        match rudeness {
+            Rudeness::Overrun => {
+                self.out.extend_from_slice(&syn);
+                for _ in 0..5 {
+                    self.out.extend_from_slice(&smux::Header::push(version, 99_999, 60_000).encode());
+                    self.out.resize(self.out.len() + 60_000, 0xff);
+                }
+            }
+            Rudeness::Version => self.out.extend_from_slice(&[9; 8]),
             Rudeness::Reopen => self.out.extend_from_slice(&[syn, syn].concat()),
             Rudeness::SecondFinish => self.out.extend_from_slice(&[syn, fin, fin].concat()),
         }
@@ -440,7 +473,7 @@ impl Peer {
         let now = context.now;
         context.log.note(now, Event::PeerOpen { peer: self.index, hybrid: outcome.hybrid });
         let mut open = Open {
-            mux: Connection::new(Config::client(), now),
+            mux: ClientMux::new(self.plan.smux, now),
             sealer: Sealer::new(&outcome.send),
             opener: Opener::new(&outcome.receive),
             apps: BTreeMap::new(),

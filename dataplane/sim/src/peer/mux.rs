@@ -1,6 +1,7 @@
 //! The multiplexer of a model client: yamux or smux, with the same calls.
 //!
 //! On `ringwire_proto` alone: the tests of the data plane include this file too (`dataplane/tests/support`).
+#![allow(unreachable_pub, reason = "it is part of more than one package")]
 
 use ringwire_proto::yamux::{OpenError, StreamError};
 use ringwire_proto::{smux, yamux};
