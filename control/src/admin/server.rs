@@ -17,9 +17,10 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::direct::{self, DirectError, key_text, seconds};
 use super::model::{
-    Change, Close, ClosedSession, ClosedSessions, ControlStatus, Counters, Done, Drain, Failure, Limits,
+    self, Change, Close, ClosedSession, ClosedSessions, ControlStatus, Counters, Done, Drain, Failure,
     Session, Sessions, Status, Stop, Stream, Streams,
 };
+use crate::http::{HttpServer, Limits};
 use crate::state::{State, StateError};
 use crate::supervise::mirror::{AskError, Outcome};
 use crate::supervise::{End, EndError, Plane, monotonic_ns};
@@ -29,6 +30,9 @@ const COMPANY_US_MAX: u32 = 10_000;
 
 /// Longest drain that can be asked for, in seconds: a month.
 const DRAIN_S_MAX: f64 = 30.0 * 86_400.0;
+
+/// How long an answer may take: a stop waits for the data plane's end, which has ten seconds.
+const REQUEST_LIMIT: Duration = Duration::from_secs(15);
 
 /// What the interface answers from.
 #[derive(Debug, Clone)]
@@ -63,11 +67,8 @@ impl Admin {
         Self { state: Arc::new(state), plane, started: Instant::now() }
     }
 
-    /// Answers on `listener` for as long as it is polled.
-    ///
-    /// # Errors
-    /// The listener's.
-    pub async fn serve(self, listener: UnixListener) -> io::Result<()> {
+    /// Answers on `listener` until the server is stopped or dropped. Must be called inside a tokio runtime.
+    pub fn serve(self, listener: UnixListener) -> HttpServer {
         let routes = Router::new()
             .route("/v1/status", get(status))
             .route("/v1/sessions", get(sessions))
@@ -80,7 +81,9 @@ impl Admin {
             .route("/v1/drain", post(drain))
             .route("/v1/stop", post(stop))
             .with_state(self);
-        axum::serve(OwnersOnly(listener), routes).await
+        let mut server = HttpServer::new(routes, Limits { request: REQUEST_LIMIT, ..Limits::default() });
+        server.listen(OwnersOnly(listener));
+        server
     }
 
     /// Work that blocks, such as a conversation on the data plane's socket.
@@ -251,7 +254,7 @@ async fn counters(Shared(admin): Shared<Admin>) -> Answer<Counters> {
     Ok(Json(Counters { total: named(&total), workers: workers.iter().map(|totals| named(totals)).collect() }))
 }
 
-async fn limits(Shared(admin): Shared<Admin>) -> Answer<Limits> {
+async fn limits(Shared(admin): Shared<Admin>) -> Answer<model::Limits> {
     let looked = |state: &State| Ok((direct::dataplane_status(state)?, direct::dump(state)?.2));
     let (status, memory) = admin.direct(looked).await?;
     Ok(Json(super::limits::list(&status, memory)))

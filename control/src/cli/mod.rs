@@ -4,7 +4,12 @@
 
 mod bench;
 mod dataplane;
+mod operate;
+mod output;
 mod run;
+mod show;
+mod signals;
+mod systemd;
 
 use std::process::ExitCode;
 
@@ -26,12 +31,15 @@ const LOG_VARIABLE: &str = "RINGWIRE_LOG";
   ringwire run                       a server on 127.0.0.1:8081, nothing else needed
   ringwire bench bridge              its speed, measured with verified bytes, in a second terminal
   ringwire bench bridge --json       the same for programs
+  ringwire status                    how it does; also with the control plane dead
+  ringwire show sessions             who is connected
+  ringwire stop                      end it
 
 Environment:
   RINGWIRE_STATE   directory of the key and of the note a running server leaves
   RINGWIRE_LOG     log filter, such as info, debug or ringwire_dataplane=trace (default: warn)
 
-Exit codes: 0 done, 1 failed, 2 not understood."
+Exit codes: 0 done, 1 failed, 2 not understood, 3 (status) one plane is missing."
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -44,6 +52,19 @@ enum Command {
     Run(run::Arguments),
     /// Be the process that serves; `ringwire run` starts one by itself
     Dataplane(dataplane::Arguments),
+    /// How a running server does
+    Status(show::StatusArguments),
+    /// What goes on in a running server
+    #[command(subcommand)]
+    Show(show::Show),
+    /// Close the session of a client
+    Close(operate::CloseArguments),
+    /// Change a setting of a running server
+    Set(operate::SetArguments),
+    /// Let a running server end when its sessions have ended
+    Drain(operate::DrainArguments),
+    /// End a running server, or a data plane that was left alone
+    Stop(operate::StopArguments),
     /// Measure a server
     Bench {
         #[command(subcommand)]
@@ -86,6 +107,13 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run(arguments) => run::run(arguments),
         Command::Dataplane(arguments) => dataplane::run(arguments),
+        Command::Run(arguments) => run::run(&arguments),
+        Command::Status(arguments) => show::status(&arguments),
+        Command::Show(what) => show::show(&what),
+        Command::Close(arguments) => operate::close(arguments),
+        Command::Set(arguments) => operate::set(arguments),
+        Command::Drain(arguments) => operate::drain(&arguments),
+        Command::Stop(arguments) => operate::stop(&arguments),
         Command::Bench { command } => bench::run(command),
     };
     match result {

@@ -1,4 +1,7 @@
-//! `ringwire run`: a dmsg server until a signal ends it.
+//! `ringwire run`: the control plane of a dmsg server, until a signal or an order ends it.
+//!
+//! In: flags and a state directory. Out: a data plane that serves, the admin interface, the note for tools. What else runs
+//! beside the data plane (discovery, registration) is made in [`serve`] and ends with it.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -8,17 +11,17 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
-use ringwire_dataplane::{DriverChoice, Server, ServerConfig};
+use rustix::fs::Mode;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::MissedTickBehavior;
 
 use super::HybridChoice;
+use super::signals::{Asked, Signals};
+use super::systemd::Systemd;
+use crate::admin::{self, Admin};
 use crate::state::lock::Lock;
 use crate::state::{STATE_VARIABLE, ServerNote, State};
-
-/// How often the server is asked whether it still works.
-const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+use crate::supervise::settings::Settings;
+use crate::supervise::{self, End, Plane, PlaneStatus, Wanted};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -27,20 +30,36 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(250);
   ringwire run --listen 0.0.0.0:8081 --listen [::]:8081
   ringwire run --json --state /var/lib/ringwire     one line of JSON once it is ready
 
-No configuration is needed. The key is made at the first start and kept in the state directory.")]
+No configuration is needed. The key is made at the first start and kept in the state directory.
+
+This process is the control plane. What forwards is a second one, the data plane, which it starts, or finds alive and
+attaches to: if this process is killed, no session is lost, and the next `ringwire run` with the same state directory goes
+on. Ctrl-C and SIGTERM end both in order; SIGHUP ends both when the terminal is closed, and otherwise is reserved.")]
 pub(super) struct Arguments {
-    /// Address to accept sessions on, may be given several times; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
+    /// Address to accept sessions on, may be given several times; port 0 takes a free one [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
-    /// Directory of the key and of server.json [default: $XDG_STATE_HOME/ringwire or ~/.local/state/ringwire]
+    /// Directory of the key, the sockets and server.json [default: $XDG_STATE_HOME/ringwire or ~/.local/state/ringwire]
     #[arg(long, value_name = "DIR", env = STATE_VARIABLE)]
     state: Option<PathBuf>,
-    /// How to talk to the kernel: auto takes io_uring where it is allowed
-    #[arg(long, value_enum, default_value_t = DriverArgument::Auto)]
-    driver: DriverArgument,
-    /// The post-quantum part of session handshakes
-    #[arg(long, value_enum, default_value_t = HybridChoice::Offer)]
-    hybrid: HybridChoice,
+    /// How to talk to the kernel: auto takes io_uring where it is allowed [default: auto]
+    #[arg(long, value_enum)]
+    driver: Option<DriverArgument>,
+    /// Threads that forward [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    workers: Option<u16>,
+    /// The post-quantum part of session handshakes [default: offer]
+    #[arg(long, value_enum)]
+    hybrid: Option<HybridChoice>,
+    /// End of a data plane that nobody controls any more, after so many seconds; 0: it serves on [default: 0]
+    #[arg(long, value_name = "SECONDS", value_parser = orphan_limit)]
+    orphan_limit: Option<f64>,
+    /// On SIGINT and SIGTERM end this process alone; the data plane goes on until: ringwire stop
+    #[arg(long)]
+    leave_dataplane: bool,
+    /// Start no data plane, wait for one that systemd or somebody else starts (ringwire dataplane)
+    #[arg(long)]
+    no_spawn: bool,
     /// Print one JSON object per event instead of text
     #[arg(long)]
     json: bool,
@@ -53,136 +72,180 @@ enum DriverArgument {
     Poll,
 }
 
-impl From<DriverArgument> for DriverChoice {
-    fn from(argument: DriverArgument) -> Self {
-        match argument {
-            DriverArgument::Auto => Self::Auto,
-            DriverArgument::Uring => Self::Uring,
-            DriverArgument::Poll => Self::Poll,
-        }
-    }
-}
-
 #[derive(Serialize)]
 struct Ready<'a> {
     event: &'static str,
     public_key: &'a str,
     address: SocketAddr,
     addresses: &'a [SocketAddr],
-    driver: &'static str,
+    driver: &'a str,
+    discovery: Option<&'a str>,
     control_pid: u32,
+    dataplane_pid: u32,
 }
 
-pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let state = State::locate(arguments.state)?;
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    // Sockets and files of this process are its user's alone from their first moment on.
+    rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    let state = State::locate(arguments.state.clone())?;
     state.prepare()?;
     let _lock = Lock::take(&state)?;
-    let mut config = ServerConfig::new(state.key()?, arguments.listen);
-    config.driver = arguments.driver.into();
-    config.hybrid = arguments.hybrid.into();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Before the server is ready: a signal from then on must end it in order.
-    let mut signals = runtime
-        .block_on(async { Signals::new() })
-        .map_err(|error| anyhow!("cannot take signals: {error}"))?;
-    let server = Server::start(config)?;
-    let pid = std::process::id();
-    let note = ServerNote {
-        public_key: server.public_key().to_string(),
-        address: reachable(server.addresses()),
-        addresses: server.addresses().to_vec(),
-        control_pid: Some(pid),
-        dataplane_pid: pid,
-        discovery: None,
-    };
-    state.write_note(&note)?;
-    let note_guard = NoteGuard { state: &state, pid };
-    announce(&server, &note, &state, arguments.json)?;
-    let end = runtime.block_on(wait(&mut signals, &server));
-    drop(note_guard);
-    tracing::info!(?end, "stopping");
-    server.stop().map_err(|error| anyhow!("the data plane failed: {error}"))?;
-    Ok(match end {
-        End::Signal => ExitCode::SUCCESS,
-        End::Failed => ExitCode::FAILURE,
-    })
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let code = runtime.block_on(serve(arguments, &state));
+    // What still blocks has its own deadline, and nobody waits for it.
+    runtime.shutdown_background();
+    code
 }
 
-/// Removes `server.json` whichever way the command ends.
-struct NoteGuard<'a> {
-    state: &'a State,
-    pid: u32,
-}
+async fn serve(arguments: &Arguments, state: &State) -> anyhow::Result<ExitCode> {
+    // Before anything runs: a signal from then on must end it in order.
+    let mut signals = Signals::new().map_err(|error| anyhow!("cannot take signals: {error}"))?;
+    let systemd = Systemd::from_environment();
+    let wanted = arguments.wanted(state)?;
+    let public_key = wanted.key.public_key().to_string();
+    let (plane, mut supervision) = supervise::start(wanted).await?;
+    let admin = Admin::new(state.clone(), plane.clone()).serve(admin::bind(state)?);
 
-impl Drop for NoteGuard<'_> {
-    fn drop(&mut self) {
-        self.state.remove_note(self.pid);
-    }
-}
+    let mut status = plane.watch();
+    let note = Note { state, public_key, discovery: None };
+    let first = note.write(&status.borrow_and_update())?;
+    announce(&first, &plane.status(), state, arguments.json)?;
+    systemd.ready(&plane.status());
 
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    /// The terminal was closed.
-    hangup: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-}
-
-#[derive(Debug)]
-enum End {
-    Signal,
-    Failed,
-}
-
-async fn wait(signals: &mut Signals, server: &Server) -> End {
-    let mut watch = tokio::time::interval(WATCH_INTERVAL);
-    watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    let end = loop {
         tokio::select! {
-            _ = signals.interrupt.recv() => return End::Signal,
-            _ = signals.terminate.recv() => return End::Signal,
-            _ = signals.hangup.recv() => return End::Signal,
-            _ = watch.tick() => if server.has_ended() { return End::Failed },
+            asked = signals.next() => match asked {
+                Asked::End if arguments.leave_dataplane => break End::Leave,
+                Asked::End => break End::Stop,
+                Asked::Reload => tracing::info!("SIGHUP is reserved; nothing is reloaded"),
+            },
+            ended = &mut supervision => break ended.unwrap_or(End::Ended),
+            Ok(()) = status.changed() => {
+                let now = status.borrow_and_update().clone();
+                systemd.status(&now);
+                if now.attached && let Err(error) = note.write(&now) {
+                    tracing::error!(%error, "server.json is out of date");
+                }
+            }
+            () = systemd.watchdog_due() => systemd.feed(&plane).await,
+        }
+    };
+    tracing::info!(?end, "ending");
+    systemd.stopping();
+    let ended =
+        if supervision.is_finished() { Ok(()) } else { end_supervision(&plane, end, &mut signals).await };
+    // Answers what is in progress, such as the order to stop.
+    admin.stop().await;
+    std::fs::remove_file(state.control_socket()).ok();
+    note.end(&plane.status(), end)?;
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Ends the supervision in order; a second signal does not wait for that.
+async fn end_supervision(plane: &Plane, end: End, signals: &mut Signals) -> anyhow::Result<()> {
+    let again = async { while signals.next().await != Asked::End {} };
+    tokio::select! {
+        ended = plane.end(end) => ended.map_err(|error| anyhow!("{error}; look at: ringwire status")),
+        () = again => Err(anyhow!("ended at the second signal; look at: ringwire status")),
+    }
+}
+
+impl Arguments {
+    fn wanted(&self, state: &State) -> anyhow::Result<Wanted> {
+        let name = |value: &dyn ToString| value.to_string();
+        let settings = Settings {
+            listen: (!self.listen.is_empty()).then(|| self.listen.clone()),
+            driver: self
+                .driver
+                .and_then(|driver| driver.to_possible_value())
+                .map(|value| name(&value.get_name())),
+            workers: self.workers,
+            orphan_limit_ms: self
+                .orphan_limit
+                .map(|seconds| Duration::from_secs_f64(seconds).as_millis() as u64),
+            buffer_memory: None,
+            hybrid: self
+                .hybrid
+                .and_then(|hybrid| hybrid.to_possible_value())
+                .map(|value| name(&value.get_name())),
+            company_us: None,
+        };
+        let program =
+            if self.no_spawn {
+                None
+            } else {
+                let program = std::env::current_exe();
+                Some(program.map_err(|error| {
+                    anyhow!("cannot find the program to start as the data plane: {error}")
+                })?)
+            };
+        let layout = ringwire_ipc::LAYOUT_HASH;
+        Ok(Wanted { state: state.clone(), key: state.key()?, settings, program, layout })
+    }
+}
+
+/// `server.json`, kept true.
+struct Note<'a> {
+    state: &'a State,
+    public_key: String,
+    discovery: Option<String>,
+}
+
+impl Note<'_> {
+    fn write(&self, status: &PlaneStatus) -> anyhow::Result<ServerNote> {
+        let note = self.of(status, Some(std::process::id()));
+        self.state.write_note(&note)?;
+        Ok(note)
+    }
+
+    /// What stays behind when this process is gone: a data plane that goes on alone keeps its note.
+    fn end(&self, status: &PlaneStatus, end: End) -> anyhow::Result<()> {
+        match end {
+            End::Leave => self.state.write_note(&self.of(status, None))?,
+            End::Stop | End::Ended => self.state.remove_note(status.pid),
+        }
+        Ok(())
+    }
+
+    fn of(&self, status: &PlaneStatus, control_pid: Option<u32>) -> ServerNote {
+        ServerNote {
+            public_key: self.public_key.clone(),
+            address: reachable(&status.addresses),
+            addresses: status.addresses.clone(),
+            control_pid,
+            dataplane_pid: status.pid,
+            discovery: self.discovery.clone(),
         }
     }
 }
 
-fn announce(server: &Server, note: &ServerNote, state: &State, json: bool) -> anyhow::Result<()> {
+fn announce(note: &ServerNote, status: &PlaneStatus, state: &State, json: bool) -> anyhow::Result<()> {
     let text = if json {
-        let ready = Ready {
+        serde_json::to_string(&Ready {
             event: "ready",
             public_key: &note.public_key,
             address: note.address,
-            addresses: server.addresses(),
-            driver: server.driver_name(),
-            control_pid: note.dataplane_pid,
-        };
-        serde_json::to_string(&ready)?
+            addresses: &note.addresses,
+            driver: &status.driver,
+            discovery: note.discovery.as_deref(),
+            control_pid: std::process::id(),
+            dataplane_pid: status.pid,
+        })?
     } else {
-        let addresses: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
+        let addresses: Vec<_> = note.addresses.iter().map(ToString::to_string).collect();
+        let found = if status.child { "started" } else { "found alive" };
         [
             "Ringwire is ready.".to_owned(),
             String::new(),
-            format!(
-                "  listening    {} (dmsg over TCP, driver {})",
-                addresses.join(", "),
-                server.driver_name()
-            ),
+            format!("  listening    {} (dmsg over TCP, driver {})", addresses.join(", "), status.driver),
             format!("  public key   {}", note.public_key),
             format!("  state        {}", state.directory().display()),
+            format!("  data plane   process {}, {found}", status.pid),
             String::new(),
-            "Measure it from a second terminal:".to_owned(),
+            "Look at it, or measure it, from a second terminal:".to_owned(),
             String::new(),
-            format!("  {}", bench_command(state)),
+            format!("  {}", with_state("ringwire status", state)),
+            format!("  {}", with_state("ringwire bench bridge", state)),
             String::new(),
             "Stop it with Ctrl-C.".to_owned(),
         ]
@@ -194,12 +257,12 @@ fn announce(server: &Server, note: &ServerNote, state: &State, json: bool) -> an
     Ok(())
 }
 
-/// The command that finds this server; names the state directory where it is not the usual one.
-fn bench_command(state: &State) -> String {
+/// A command that finds this server; names the state directory where it is not the usual one.
+fn with_state(command: &str, state: &State) -> String {
     let usual = State::locate(None).is_ok_and(|usual| usual.directory() == state.directory());
     match (usual, std::env::var_os(STATE_VARIABLE)) {
-        (true, None) => "ringwire bench bridge".to_owned(),
-        _ => format!("ringwire bench bridge --state {}", state.directory().display()),
+        (true, None) => command.to_owned(),
+        _ => format!("{command} --state {}", state.directory().display()),
     }
 }
 
@@ -216,6 +279,13 @@ fn reachable(addresses: &[SocketAddr]) -> SocketAddr {
         SocketAddr::V4(_) | SocketAddr::V6(_) => {}
     }
     address
+}
+
+fn orphan_limit(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=31_536_000.0).contains(&seconds) => Ok(seconds),
+        _ => Err("expected seconds from 0 to 31536000".to_owned()),
+    }
 }
 
 #[cfg(test)]

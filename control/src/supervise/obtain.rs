@@ -24,6 +24,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// How long a process that was just started may take to open its socket.
 const UP_LIMIT: Duration = Duration::from_secs(10);
 
+/// How many seconds a process that was just started waits to be told what to serve.
+const START_WITHIN_S: &str = "30";
+
 /// How long a data plane that was told to end may take.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
@@ -163,6 +166,8 @@ impl Started {
                 .arg("dataplane")
                 .arg("--state")
                 .arg(wanted.state.directory())
+                // If this process dies before it has said START, its child ends by itself.
+                .args(["--start-within", START_WITHIN_S])
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn();

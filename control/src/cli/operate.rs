@@ -1,0 +1,141 @@
+//! Orders to a running server: `close`, `drain`, `stop`, `set`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::Args;
+
+use super::output::{Common, block_on};
+use crate::admin::model::{Change, Close, Done, Drain, Stop};
+use crate::admin::{Client, ClientError, DirectError};
+use crate::state::State;
+use crate::supervise;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ringwire close 02fe..33                 the client may come back; its streams are closed
+  ringwire show sessions                  the keys that are connected")]
+pub(super) struct CloseArguments {
+    /// Public key of the client, 66 hex digits
+    #[arg(value_name = "PUBLIC_KEY")]
+    public_key: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ringwire drain                          accept nothing new, end within a minute
+  ringwire drain --within 3600            or within an hour
+
+Works with the control plane dead as well: then the data plane is told directly.")]
+pub(super) struct DrainArguments {
+    /// End at the latest after so many seconds, whoever is still connected
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = drain_seconds)]
+    within: f64,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ringwire stop                           both planes; clients are told by closed connections
+  ringwire stop --leave-dataplane         the control plane alone; sessions go on
+
+Works with the control plane dead as well: then the data plane that goes on alone is ended.")]
+pub(super) struct StopArguments {
+    /// End the control plane alone
+    #[arg(long)]
+    leave_dataplane: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ringwire set hybrid require             refuse clients without the post-quantum part from now on
+  ringwire set company-us 50              wait up to 50 us for more work per turn: less CPU, more latency
+
+A change holds until the data plane ends; give `ringwire run` the same flag to keep it.")]
+pub(super) struct SetArguments {
+    /// What to change: hybrid or company-us
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Its new value
+    #[arg(value_name = "VALUE")]
+    value: String,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn close(arguments: CloseArguments) -> anyhow::Result<ExitCode> {
+    let CloseArguments { public_key, common } = arguments;
+    let client = Client::new(&common.state()?)?;
+    let close = Close { public_key };
+    common.print_done(&block_on(client.post("/v1/close", &close))?)
+}
+
+pub(super) fn set(arguments: SetArguments) -> anyhow::Result<ExitCode> {
+    let SetArguments { name, value, common } = arguments;
+    let client = Client::new(&common.state()?)?;
+    let change = Change { name, value };
+    common.print_done(&block_on(client.put("/v1/settings", &change))?)
+}
+
+pub(super) fn drain(arguments: &DrainArguments) -> anyhow::Result<ExitCode> {
+    let state = arguments.common.state()?;
+    let order = Drain { within_s: arguments.within };
+    let done = match block_on(Client::new(&state)?.post("/v1/drain", &order)) {
+        Err(ClientError::Absent { .. }) => {
+            let (mut dataplane, hello) =
+                supervise::converse(&state).map_err(|error| nothing_runs(&state, error))?;
+            dataplane.drain(Duration::from_secs_f64(arguments.within))?;
+            let message = format!(
+                "draining; the control plane does not run, so the data plane (process {}) was told directly",
+                hello.pid
+            );
+            Done { message, count: 1 }
+        }
+        answered => answered?,
+    };
+    arguments.common.print_done(&done)
+}
+
+pub(super) fn stop(arguments: &StopArguments) -> anyhow::Result<ExitCode> {
+    let state = arguments.common.state()?;
+    let order = Stop { leave_dataplane: arguments.leave_dataplane };
+    let done = match block_on(Client::new(&state)?.post("/v1/stop", &order)) {
+        Err(ClientError::Absent { .. }) if arguments.leave_dataplane => {
+            return Err(anyhow!(
+                "the control plane does not run; whether a data plane does, says: ringwire status"
+            ));
+        }
+        Err(ClientError::Absent { .. }) => {
+            let pid = supervise::stop(&state).map_err(|error| nothing_runs(&state, error))?;
+            state.remove_note(pid);
+            let message =
+                format!("stopped the data plane (process {pid}); the control plane was not running");
+            Done { message, count: 1 }
+        }
+        answered => answered?,
+    };
+    arguments.common.print_done(&done)
+}
+
+fn nothing_runs(state: &State, error: DirectError) -> anyhow::Error {
+    match error {
+        DirectError::Absent { .. } => anyhow!(
+            "nothing runs on {}: neither a control plane nor a data plane answers; start a server with: ringwire run",
+            state.directory().display()
+        ),
+        error => error.into(),
+    }
+}
+
+fn drain_seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=2_592_000.0).contains(&seconds) => Ok(seconds),
+        _ => Err("expected seconds from 0 to 2592000".to_owned()),
+    }
+}

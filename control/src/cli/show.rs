@@ -1,0 +1,265 @@
+//! What goes on in a running server: `status` and `show`.
+
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::output::{Common, Table, age, block_on, bytes};
+use crate::admin::model::{ClosedSessions, Counters, DataPlaneStatus, Limits, Sessions, Status, Streams};
+use crate::admin::{self, Client, ClientError, DirectError};
+
+/// Exit code of `status` when one plane is missing.
+const DEGRADED: u8 = 3;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ringwire status
+  ringwire status --json | jq .dataplane.sessions
+
+Works with the control plane dead as well. Exit codes: 0 both planes run, 1 nothing runs, 3 one plane is missing.")]
+pub(super) struct StatusArguments {
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Show {
+    /// Who is connected
+    #[command(after_help = "Examples:
+  ringwire show sessions
+  ringwire show sessions --closed                     the last that ended, and why
+  ringwire show sessions --from dataplane --json      the data plane's own list, also with the control plane dead")]
+    Sessions {
+        /// Show the last sessions that ended, with their reasons
+        #[arg(long, conflicts_with = "from")]
+        closed: bool,
+        /// Whose knowledge to show
+        #[arg(long, value_enum, default_value_t = From::Control)]
+        from: From,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// What is bridged, and what holds it up
+    Streams {
+        /// Whose knowledge to show
+        #[arg(long, value_enum, default_value_t = From::Control)]
+        from: From,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Totals since the data plane began to serve
+    Counters {
+        /// Also those that are zero
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Every bound, how near it is, and what happens there
+    Limits {
+        #[command(flatten)]
+        common: Common,
+    },
+}
+
+/// Whose knowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum From {
+    /// The control plane's picture
+    Control,
+    /// The data plane's own list, from its socket
+    Dataplane,
+}
+
+pub(super) fn status(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
+    let common = &arguments.common;
+    let state = common.state()?;
+    let status = match block_on(Client::new(&state)?.get::<Status>("/v1/status")) {
+        Ok(status) => status,
+        Err(ClientError::Absent { .. }) => {
+            let dataplane = admin::dataplane_status(&state).map_err(|error| match error {
+                DirectError::Absent { .. } => anyhow!(
+                    "nothing runs on {}: neither a control plane nor a data plane answers; start a server with: ringwire run",
+                    state.directory().display()
+                ),
+                error => error.into(),
+            })?;
+            Status { control: None, dataplane: Some(dataplane) }
+        }
+        Err(error) => return Err(error.into()),
+    };
+    common.print(&status, status_text)?;
+    let whole = status.dataplane.is_some() && status.control.as_ref().is_some_and(|control| control.attached);
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) })
+}
+
+fn status_text(status: &Status) -> String {
+    let control = match &status.control {
+        None => "not running. The data plane goes on alone; attach to it with: ringwire run, or end it with: ringwire stop"
+            .to_owned(),
+        Some(control) => {
+            let attached = if control.attached { "attached" } else { "NOT attached" };
+            let current = if control.current { "" } else { ", its picture of the sessions is being refreshed" };
+            let mut text = format!(
+                "process {}, up {}, {attached}{current}",
+                control.pid,
+                age(control.uptime_s)
+            );
+            if let Some(loss) = &control.last_loss {
+                text.push_str(&format!("\n               went away {} times, last: {loss}", control.losses));
+            }
+            text
+        }
+    };
+    let dataplane = status.dataplane.as_ref().map_or_else(
+        || "  data plane   does not answer\n".to_owned(),
+        |dataplane| dataplane_text(dataplane, status.control.is_none()),
+    );
+    format!("  control      {control}\n{dataplane}")
+}
+
+fn dataplane_text(dataplane: &DataPlaneStatus, alone: bool) -> String {
+    let mut text = format!(
+        "  data plane   process {}, {} for {}, driver {}, workers {}\n",
+        dataplane.pid,
+        dataplane.state,
+        age(dataplane.serving_s),
+        dataplane.driver,
+        dataplane.workers
+    );
+    let mut line = |name: &str, value: &str| text.push_str(&format!("  {name:<11}  {value}\n"));
+    line("listening", &dataplane.addresses.join(", "));
+    line("public key", dataplane.public_key.as_deref().unwrap_or("none yet"));
+    line("sessions", &format!("{} ({} in their handshake)", dataplane.sessions, dataplane.half_open));
+    line("bridges", &dataplane.bridges.to_string());
+    if let Some(orphan_s) = dataplane.orphan_s.filter(|_| alone) {
+        line("alone for", &age(orphan_s));
+    }
+    text
+}
+
+pub(super) fn show(show: &Show) -> anyhow::Result<ExitCode> {
+    match show {
+        Show::Sessions { closed: true, common, .. } => {
+            common.print(&common.get("/v1/sessions/closed")?, closed_text)
+        }
+        Show::Sessions { from: From::Control, common, .. } => {
+            common.print(&common.get("/v1/sessions")?, sessions_text)
+        }
+        Show::Sessions { from: From::Dataplane, common, .. } => {
+            common.print(&admin::dump(&common.state()?)?.0, sessions_text)
+        }
+        Show::Streams { from: From::Control, common } => {
+            common.print(&common.get("/v1/streams")?, streams_text)
+        }
+        Show::Streams { from: From::Dataplane, common } => {
+            common.print(&admin::dump(&common.state()?)?.1, streams_text)
+        }
+        Show::Counters { all, common } => {
+            common.print(&common.get("/v1/counters")?, |counters| counters_text(counters, *all))
+        }
+        Show::Limits { common } => common.print(&common.get("/v1/limits")?, limits_text),
+    }
+}
+
+fn sessions_text(sessions: &Sessions) -> String {
+    let mut table = Table::new(["public key", "address", "age", "handshake", "worker", "session"]);
+    for session in &sessions.sessions {
+        table.row([
+            session.public_key.clone(),
+            session.address.clone(),
+            age(session.age_s),
+            if session.hybrid { "hybrid" } else { "classical" }.to_owned(),
+            session.worker.to_string(),
+            session.session.to_string(),
+        ]);
+    }
+    let mut text = table.render();
+    text.push_str(&format!("{} sessions\n", sessions.sessions.len()));
+    if !sessions.current {
+        text.push_str("The list is being refreshed and may be out of date; try again.\n");
+    }
+    if sessions.untracked > 0 {
+        text.push_str(&format!("{} more are not listed.\n", sessions.untracked));
+    }
+    text
+}
+
+fn closed_text(closed: &ClosedSessions) -> String {
+    let mut table = Table::new(["public key", "address", "ended", "lasted", "reason"]);
+    for session in &closed.closed {
+        let errno = session
+            .errno
+            .map_or_else(String::new, |errno| format!(" ({})", std::io::Error::from_raw_os_error(errno)));
+        table.row([
+            session.public_key.clone(),
+            session.address.clone(),
+            format!("{} ago", age(session.ended_s)),
+            session.lasted_s.map_or_else(|| "?".to_owned(), age),
+            format!("{}{errno}", session.reason),
+        ]);
+    }
+    table.render()
+}
+
+fn streams_text(streams: &Streams) -> String {
+    let mut table = Table::new(["source", "destination", "sent", "received", "waiting", "held up by", "age"]);
+    for stream in &streams.streams {
+        let held_up = match (stream.forth_limited, stream.back_limited) {
+            (Some(true), Some(true)) => "both",
+            (Some(true), _) => "destination",
+            (_, Some(true)) => "source",
+            (Some(false), Some(false)) => "-",
+            _ => "?",
+        };
+        table.row([
+            short(&stream.source),
+            short(&stream.destination),
+            bytes(stream.forth_bytes),
+            bytes(stream.back_bytes),
+            bytes(stream.forth_queued_bytes + stream.back_queued_bytes),
+            held_up.to_owned(),
+            stream.age_s.map_or_else(|| "?".to_owned(), age),
+        ]);
+    }
+    let mut text = table.render();
+    text.push_str(&format!("{} bridges\n", streams.streams.len()));
+    if streams.missing > 0 {
+        text.push_str(&format!("{} more could not be listed; try again.\n", streams.missing));
+    }
+    text
+}
+
+/// Enough of a key to tell it from others; `--json` has all of it.
+fn short(key: &str) -> String {
+    match (key.get(..10), key.get(key.len().saturating_sub(4)..)) {
+        (Some(head), Some(tail)) => format!("{head}..{tail}"),
+        _ => key.to_owned(),
+    }
+}
+
+fn counters_text(counters: &Counters, all: bool) -> String {
+    let mut table = Table::new(["counter", "total"]);
+    for (name, total) in counters.total.iter().filter(|(_, total)| all || **total > 0) {
+        table.row([name.clone(), total.to_string()]);
+    }
+    table.render()
+}
+
+fn limits_text(limits: &Limits) -> String {
+    let mut table = Table::new(["limit", "used", "value", "when reached"]);
+    for limit in &limits.limits {
+        let text = |value: u64| match limit.unit.as_str() {
+            "bytes" => bytes(value),
+            unit => format!("{value} {unit}"),
+        };
+        table.row([
+            limit.name.clone(),
+            limit.used.map_or_else(|| "-".to_owned(), text),
+            text(limit.value),
+            limit.when_reached.clone(),
+        ]);
+    }
+    table.render()
+}

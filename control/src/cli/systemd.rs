@@ -1,0 +1,76 @@
+//! What systemd is told of the control plane: ready, how it goes, that it lives. Without systemd nothing is said.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+use tokio::sync::Mutex;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::supervise::{Plane, PlaneStatus};
+
+/// See the module's head.
+#[derive(Debug)]
+pub(super) struct Systemd {
+    /// Ticks twice in the time after which systemd would give the process up.
+    watchdog: Option<Mutex<Interval>>,
+}
+
+impl Systemd {
+    /// Must be called inside a tokio runtime.
+    pub(super) fn from_environment() -> Self {
+        let watchdog = sd_notify::watchdog_enabled().map(|limit| {
+            let mut ticks = interval((limit / 2).max(Duration::from_millis(1)));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            Mutex::new(ticks)
+        });
+        Self { watchdog }
+    }
+
+    /// The listeners are open and clients are served.
+    pub(super) fn ready(&self, status: &PlaneStatus) {
+        notify(&[NotifyState::Ready, NotifyState::Status(&text(status))]);
+    }
+
+    /// Something has changed.
+    pub(super) fn status(&self, status: &PlaneStatus) {
+        notify(&[NotifyState::Status(&text(status))]);
+    }
+
+    /// The end has begun.
+    pub(super) fn stopping(&self) {
+        notify(&[NotifyState::Stopping]);
+    }
+
+    /// Returns when the watchdog wants to be fed; never without one.
+    pub(super) async fn watchdog_due(&self) {
+        match &self.watchdog {
+            Some(ticks) => {
+                ticks.lock().await.tick().await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Tells the watchdog that the supervision answers. If it does not, nobody tells.
+    pub(super) async fn feed(&self, plane: &Plane) {
+        if plane.table().await.is_some() {
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+fn text(status: &PlaneStatus) -> String {
+    if status.attached {
+        let addresses: Vec<_> = status.addresses.iter().map(ToString::to_string).collect();
+        format!("attached to data plane {}, listening on {}", status.pid, addresses.join(", "))
+    } else {
+        let reason = status.last_loss.as_deref().unwrap_or("unknown reason");
+        format!("no data plane: {reason}; bringing it back")
+    }
+}
+
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
