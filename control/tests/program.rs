@@ -1,12 +1,14 @@
 //! The program as people run it: processes, signals, files, exit codes.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+mod common;
+
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Stdio};
 
+use common::process::{Planes, is_alive, json_of as json, ringwire, send, until};
+use rustix::process::Signal;
 use serde_json::Value;
 
 /// A child process that does not outlive the test.
@@ -19,52 +21,19 @@ impl Drop for Process {
     }
 }
 
-fn ringwire(state: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ringwire"));
-    command.env("RINGWIRE_STATE", state).env_remove("RINGWIRE_LOG").stdin(Stdio::null());
-    command
-}
-
-fn start(state: &Path, arguments: &[&str]) -> (Process, Value) {
-    let mut command = ringwire(state);
-    command.args(["run", "--json", "--listen", "127.0.0.1:0"]).args(arguments).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    let process = Process(child);
-    (process, serde_json::from_str(&line).unwrap())
-}
-
-fn signal(process: &Process, name: &str) {
-    let pid = process.0.id().to_string();
-    assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
-}
-
-fn exit_code(process: &mut Process) -> Option<i32> {
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_secs(10) {
-        if let Some(status) = process.0.try_wait().unwrap() {
-            return status.code();
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("the process does not end");
-}
-
 fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap()
-}
-
-fn json(output: &Output) -> Value {
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
 }
 
 #[test]
 fn run_then_bench_then_stop() {
     let state = tempfile::tempdir().unwrap();
-    let (mut server, ready) = start(state.path(), &[]);
+    let mut server = Planes::start(state.path(), &[]);
+    let ready = server.ready.clone();
     assert_eq!(ready["event"], "ready");
-    assert_eq!(ready["control_pid"], server.0.id());
+    assert_eq!(ready["control_pid"], server.control_pid());
+    assert_ne!(ready["dataplane_pid"], ready["control_pid"]);
+    assert_eq!(ready["discovery"], Value::Null);
     assert_eq!(ready["public_key"].as_str().unwrap().len(), 66);
     let note: Value =
         serde_json::from_slice(&std::fs::read(state.path().join("server.json")).unwrap()).unwrap();
@@ -93,24 +62,26 @@ fn run_then_bench_then_stop() {
         assert_eq!(report["server_cpu_s_per_gib"].is_f64(), !latency, "{report}");
     }
 
-    signal(&server, "TERM");
-    assert_eq!(exit_code(&mut server), Some(0));
+    server.signal(Signal::TERM);
+    assert_eq!(server.exit_code(), Some(0));
+    assert!(!is_alive(server.dataplane_pid));
     assert!(!state.path().join("server.json").exists());
     let output = ringwire(state.path()).args(["bench", "bridge"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("ringwire run"), "{output:?}");
 
     // The key stays.
-    let (mut again, ready_again) = start(state.path(), &[]);
-    assert_eq!(ready_again["public_key"], ready["public_key"]);
-    signal(&again, "INT");
-    assert_eq!(exit_code(&mut again), Some(0));
+    let mut again = Planes::start(state.path(), &[]);
+    assert_eq!(again.ready["public_key"], ready["public_key"]);
+    again.signal(Signal::INT);
+    assert_eq!(again.exit_code(), Some(0));
 }
 
 #[test]
 fn the_driver_is_a_choice() {
     let state = tempfile::tempdir().unwrap();
-    let (_server, ready) = start(state.path(), &["--driver", "poll"]);
+    let server = Planes::start(state.path(), &["--driver", "poll"]);
+    let ready = &server.ready;
     assert_eq!(ready["driver"], "poll");
     let output =
         ringwire(state.path()).args(["bench", "bridge", "--json", "--seconds", "0.5"]).output().unwrap();
@@ -121,11 +92,12 @@ fn the_driver_is_a_choice() {
 #[test]
 fn the_table_is_for_people() {
     let state = tempfile::tempdir().unwrap();
-    let (_server, ready) = start(state.path(), &[]);
-    let server = format!("{}@{}", ready["public_key"].as_str().unwrap(), ready["address"].as_str().unwrap());
+    let server = Planes::start(state.path(), &[]);
+    let ready = &server.ready;
+    let address = format!("{}@{}", ready["public_key"].as_str().unwrap(), ready["address"].as_str().unwrap());
     let elsewhere = tempfile::tempdir().unwrap();
     let output = ringwire(elsewhere.path())
-        .args(["bench", "bridge", "--seconds", "0.3", "--server", &server])
+        .args(["bench", "bridge", "--seconds", "0.3", "--server", &address])
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -139,7 +111,7 @@ fn the_table_is_for_people() {
 fn the_ready_text_says_what_to_type_next() {
     let state = tempfile::tempdir().unwrap();
     let mut command = ringwire(state.path());
-    command.args(["run", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
+    command.args(["run", "--listen", "127.0.0.1:0", "--orphan-limit", "60"]).stdout(Stdio::piped());
     let mut server = Process(command.spawn().unwrap());
     let mut reader = BufReader::new(server.0.stdout.take().unwrap());
     let mut shown = String::new();
@@ -148,8 +120,10 @@ fn the_ready_text_says_what_to_type_next() {
     }
     let next = format!("ringwire bench bridge --state {}", state.path().display());
     assert!(shown.contains(&next), "{shown}");
-    signal(&server, "INT");
-    assert_eq!(exit_code(&mut server), Some(0));
+    send(server.0.id(), Signal::INT);
+    assert!(server.0.wait().unwrap().success());
+    assert!(!state.path().join("server.json").exists());
+    assert!(!state.path().join("control.sock").exists() && !state.path().join("dataplane.sock").exists());
 }
 
 #[test]
@@ -191,16 +165,29 @@ fn exit_codes_tell_failure_from_misuse() {
 #[test]
 fn a_server_that_dies_during_a_run_fails_the_run() {
     let state = tempfile::tempdir().unwrap();
-    let (server, _ready) = start(state.path(), &[]);
+    let server = Planes::start(state.path(), &[]);
     let mut bench = ringwire(state.path());
     bench
         .args(["bench", "bridge", "--json", "--seconds", "20"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     let mut bench = Process(bench.spawn().unwrap());
-    std::thread::sleep(Duration::from_millis(1500));
-    signal(&server, "KILL");
-    assert_eq!(exit_code(&mut bench), Some(1));
+    until("bytes flow", || {
+        let counters = json(&ringwire(state.path()).args(["show", "counters", "--json"]).output().unwrap());
+        counters["total"]["bridged_bytes_total"].as_u64().unwrap() > 1_000_000
+    });
+    send(server.dataplane_pid, Signal::KILL);
+    let mut ended = None;
+    until("the bench ends", || {
+        ended = bench.0.try_wait().unwrap();
+        ended.is_some()
+    });
+    assert_eq!(ended.unwrap().code(), Some(1));
+    // The next data plane is not a child of this test.
+    let note = std::fs::read(state.path().join("server.json")).unwrap();
+    let note: Value = serde_json::from_slice(&note).unwrap();
+    drop(server);
+    send(note["dataplane_pid"].as_u64().unwrap() as u32, Signal::KILL);
     let mut shown = String::new();
     bench.0.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
     let report: Value = serde_json::from_str(&shown).unwrap();

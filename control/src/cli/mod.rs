@@ -105,9 +105,8 @@ pub fn main() -> ExitCode {
     };
     let _log = start_log(matches!(arguments.command, Command::Dataplane(_)));
     let result = match arguments.command {
-        Command::Run(arguments) => run::run(arguments),
-        Command::Dataplane(arguments) => dataplane::run(arguments),
         Command::Run(arguments) => run::run(&arguments),
+        Command::Dataplane(arguments) => dataplane::run(arguments),
         Command::Status(arguments) => show::status(&arguments),
         Command::Show(what) => show::show(&what),
         Command::Close(arguments) => operate::close(arguments),

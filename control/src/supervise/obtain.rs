@@ -14,6 +14,8 @@ use ringwire_ipc::channel::ControlEnd;
 use ringwire_ipc::region::RegionError;
 use ringwire_ipc::socket::{self, Client, ClientError, Hello, Start};
 use ringwire_proto::identity::{PublicKey, SecretKey};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::settings::{Difference, Settings};
 use crate::state::State;
@@ -287,34 +289,32 @@ pub fn converse(state: &State) -> Result<(Client, Hello), ClientError> {
     Ok((client, hello))
 }
 
-/// Tells the data plane to end and waits until it has. Works without a control plane.
+/// Tells the data plane to end and waits until its process has. Works without a control plane.
 ///
 /// # Errors
 /// Nobody answers; [`ConnectionError::Timeout`](socket::ConnectionError::Timeout) if it goes on for ten seconds.
 pub fn stop(state: &State) -> Result<u32, ClientError> {
     let (mut client, hello) = converse(state)?;
+    // Taken while it answers: a number that is given to another process later does not matter.
+    let process = watch(hello.pid).map_err(socket::ConnectionError::from)?;
     client.stop()?;
-    wait_for_end(state, &client)?;
-    Ok(hello.pid)
-}
-
-fn wait_for_end(state: &State, client: &Client) -> Result<(), ClientError> {
     let deadline = Instant::now() + END_LIMIT;
-    // The conversation ends with the process; the socket tells whether a successor is meant.
-    while is_open(client) {
-        if Instant::now() >= deadline {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
             return Err(socket::ConnectionError::Timeout(END_LIMIT).into());
         }
-        std::thread::sleep(LOOK_INTERVAL);
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => {}
+            Ok(_) => return Ok(hello.pid),
+            Err(error) => return Err(socket::ConnectionError::from(io::Error::from(error)).into()),
+        }
     }
-    tracing::debug!(state = %state.directory().display(), "the data plane has ended");
-    Ok(())
 }
 
-/// Whether the other side still has the conversation open.
-fn is_open(client: &Client) -> bool {
-    use rustix::net::{RecvFlags, recv};
-    let mut byte = [0; 1];
-    let looked = recv(client, &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT);
-    matches!(looked, Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) | Ok((_, 1..)))
+/// A descriptor that is readable when the process has ended.
+fn watch(pid: u32) -> io::Result<OwnedFd> {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
 
 pub mod directory;
+pub mod process;
 pub mod proxy;
 pub mod scripted;
 

@@ -1,0 +1,139 @@
+//! Both planes as processes, as people run them, and the end of both with the test.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use ringwire::dmsg::ServerAddress;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+
+/// What is waited for comes within this, also on a loaded machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A control plane and the data plane it started or found. Neither outlives the value.
+pub struct Planes {
+    control: Child,
+    pub ready: Value,
+    /// Of the data plane that was last known.
+    pub dataplane_pid: u32,
+}
+
+impl Drop for Planes {
+    fn drop(&mut self) {
+        self.control.kill().ok();
+        self.control.wait().ok();
+        send(self.dataplane_pid, Signal::KILL);
+    }
+}
+
+impl Planes {
+    /// `ringwire run` on a free port, ready. A data plane that escapes the test ends by itself.
+    pub fn start(state: &Path, arguments: &[&str]) -> Self {
+        Self::try_start(state, &[&["--listen", "127.0.0.1:0", "--orphan-limit", "60"], arguments].concat())
+            .expect("a server that starts")
+    }
+
+    /// `ringwire run` with these arguments alone; what it says if it is not ready.
+    pub fn try_start(state: &Path, arguments: &[&str]) -> Result<Self, String> {
+        let mut command = ringwire(state);
+        command.args(["run", "--json"]).args(arguments).stdout(Stdio::piped());
+        let mut control = command.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(control.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let Ok(ready) = serde_json::from_str::<Value>(&line) else {
+            control.wait().unwrap();
+            return Err(line);
+        };
+        let dataplane_pid = ready["dataplane_pid"].as_u64().unwrap() as u32;
+        Ok(Self { control, ready, dataplane_pid })
+    }
+
+    /// Where clients connect.
+    pub fn address(&self) -> ServerAddress {
+        let text = format!(
+            "{}@{}",
+            self.ready["public_key"].as_str().unwrap(),
+            self.ready["address"].as_str().unwrap()
+        );
+        text.parse().unwrap()
+    }
+
+    pub fn control_pid(&self) -> u32 {
+        self.control.id()
+    }
+
+    /// SIGKILL for the control plane alone.
+    pub fn kill_control(&mut self) {
+        self.control.kill().unwrap();
+        self.control.wait().unwrap();
+    }
+
+    /// A new control plane in place of the dead one.
+    pub fn run_again(&mut self, state: &Path, arguments: &[&str]) {
+        let mut again = Self::try_start(state, arguments).expect("a control plane that attaches");
+        std::mem::swap(&mut self.control, &mut again.control);
+        self.ready = std::mem::take(&mut again.ready);
+        self.dataplane_pid = again.dataplane_pid;
+        // What is left in it is a child that was waited for.
+        again.dataplane_pid = 0;
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        send(self.control_pid(), signal);
+    }
+
+    /// How the control plane ended.
+    pub fn exit_code(&mut self) -> Option<i32> {
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            if let Some(status) = self.control.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("the control plane does not end");
+    }
+}
+
+/// The program on this state directory.
+pub fn ringwire(state: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringwire"));
+    command.env("RINGWIRE_STATE", state).env_remove("RINGWIRE_LOG").stdin(Stdio::null());
+    command
+}
+
+/// A command that succeeds, and the JSON it prints.
+pub fn json(state: &Path, arguments: &[&str]) -> Value {
+    let output = ringwire(state).args(arguments).arg("--json").output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    json_of(&output)
+}
+
+pub fn json_of(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+}
+
+pub fn send(pid: u32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(pid as i32) {
+        kill_process(pid, signal).ok();
+    }
+}
+
+/// Whether the process runs; one that has ended and is waited for by nobody does not.
+pub fn is_alive(pid: u32) -> bool {
+    let exists = Pid::from_raw(pid as i32).is_some_and(|pid| test_kill_process(pid).is_ok());
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    exists && !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z')
+}
+
+/// Waits until something is so.
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    started.elapsed()
+}
