@@ -183,11 +183,7 @@ fn a_server_that_dies_during_a_run_fails_the_run() {
         ended.is_some()
     });
     assert_eq!(ended.unwrap().code(), Some(1));
-    // The next data plane is not a child of this test.
-    let note = std::fs::read(state.path().join("server.json")).unwrap();
-    let note: Value = serde_json::from_slice(&note).unwrap();
-    drop(server);
-    send(note["dataplane_pid"].as_u64().unwrap() as u32, Signal::KILL);
+    until("another one is noted", || server.noted_dataplane() != Some(server.dataplane_pid));
     let mut shown = String::new();
     bench.0.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
     let report: Value = serde_json::from_str(&shown).unwrap();

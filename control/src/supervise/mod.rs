@@ -47,17 +47,9 @@ const REAP_LIMIT: Duration = Duration::from_secs(2);
 pub async fn start(wanted: Wanted) -> Result<(Plane, JoinHandle<End>), ObtainError> {
     let wanted = Arc::new(wanted);
     let attached = obtain_on_thread(Arc::clone(&wanted), Vec::new()).await.0?;
-    let status = PlaneStatus {
-        attached: false,
-        pid: attached.pid,
-        child: false,
-        addresses: Vec::new(),
-        driver: String::new(),
-        workers: 0,
-        epoch: 0,
-        losses: 0,
-        last_loss: None,
-    };
+    // True before anybody can ask: what is ready is announced with the addresses in it.
+    let mut status = PlaneStatus::default();
+    status.attached_to(&attached);
     let (asks, questions) = mpsc::channel(ASKS_MAX);
     let (status, watched) = watch::channel(status);
     let task = Task {
@@ -142,7 +134,8 @@ impl Task {
 
     /// One attach, from its begin to its end.
     async fn attached(&mut self, attached: Attached, same: bool) -> Over {
-        let Attached { lifeline, bell, channels, epoch, pid, addresses, driver, listeners, child } = attached;
+        self.status.send_modify(|status| status.attached_to(&attached));
+        let Attached { lifeline, bell, channels, epoch, pid, listeners, child, .. } = attached;
         let mut remains = Remains { listeners, child, loss: String::new() };
         let mut channels = match Channels::new(channels, bell) {
             Ok(channels) => channels,
@@ -154,12 +147,6 @@ impl Task {
         self.restarts.up(channel::now());
         self.mirror.attached(channels.workers(), same, channel::now());
         tracing::info!(pid, epoch, workers = channels.workers(), "attached to the data plane");
-        self.status.send_modify(|status| {
-            status.attached = true;
-            (status.pid, status.child, status.epoch) = (pid, remains.child.is_some(), epoch);
-            (status.addresses, status.driver) = (addresses, driver);
-            status.workers = channels.workers();
-        });
         loop {
             match channels.serve(&mut self.mirror, &mut self.askers, &mut self.asks).await {
                 Event::Lost(lost) => {

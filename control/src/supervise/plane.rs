@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::mirror::{AskError, ClosedSession, MirroredSession, Outcome};
+use super::obtain::Attached;
 
 /// Questions that may wait for the task; the next one waits at its sender.
 pub(super) const ASKS_MAX: usize = 64;
@@ -62,7 +63,7 @@ pub struct Table {
 }
 
 /// How the data plane is doing, as far as its supervision sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PlaneStatus {
     /// Whether it is attached at this moment.
     pub attached: bool,
@@ -82,6 +83,17 @@ pub struct PlaneStatus {
     pub losses: u64,
     /// Why it went away, or cannot be brought back.
     pub last_loss: Option<String>,
+}
+
+impl PlaneStatus {
+    /// An attach is in force.
+    pub(super) fn attached_to(&mut self, attached: &Attached) {
+        let Attached { channels, epoch, pid, addresses, driver, child, .. } = attached;
+        self.attached = true;
+        (self.pid, self.epoch, self.workers) = (*pid, *epoch, channels.len());
+        (self.child, self.addresses) = (child.is_some(), addresses.clone());
+        self.driver.clone_from(driver);
+    }
 }
 
 /// See the module's head.

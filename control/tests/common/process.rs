@@ -1,7 +1,7 @@
 //! Both planes as processes, as people run them, and the end of both with the test.
 
 use std::io::{BufRead as _, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A control plane and the data plane it started or found. Neither outlives the value.
 pub struct Planes {
     control: Child,
+    state: PathBuf,
     pub ready: Value,
     /// Of the data plane that was last known.
     pub dataplane_pid: u32,
@@ -25,6 +26,9 @@ impl Drop for Planes {
         self.control.kill().ok();
         self.control.wait().ok();
         send(self.dataplane_pid, Signal::KILL);
+        // A successor that the test did not learn of.
+        let holder = std::fs::read_to_string(self.state.join("dataplane.lock")).unwrap_or_default();
+        holder.trim().parse().map(|pid| send(pid, Signal::KILL)).ok();
     }
 }
 
@@ -47,7 +51,7 @@ impl Planes {
             return Err(line);
         };
         let dataplane_pid = ready["dataplane_pid"].as_u64().unwrap() as u32;
-        Ok(Self { control, ready, dataplane_pid })
+        Ok(Self { control, state: state.to_owned(), ready, dataplane_pid })
     }
 
     /// Where clients connect.
@@ -64,6 +68,12 @@ impl Planes {
         self.control.id()
     }
 
+    /// The data plane that `server.json` names now.
+    pub fn noted_dataplane(&self) -> Option<u32> {
+        let note = std::fs::read(self.state.join("server.json")).ok()?;
+        Some(serde_json::from_slice::<Value>(&note).ok()?["dataplane_pid"].as_u64()? as u32)
+    }
+
     /// SIGKILL for the control plane alone.
     pub fn kill_control(&mut self) {
         self.control.kill().unwrap();
@@ -78,6 +88,7 @@ impl Planes {
         self.dataplane_pid = again.dataplane_pid;
         // What is left in it is a child that was waited for.
         again.dataplane_pid = 0;
+        again.state = PathBuf::new();
     }
 
     pub fn signal(&self, signal: Signal) {
