@@ -14,6 +14,7 @@ pub mod cli;
 pub mod config;
 pub mod discovery;
 pub mod dmsg;
+pub mod doctor;
 pub mod http;
 pub mod metrics;
 pub mod registration;

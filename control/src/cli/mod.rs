@@ -3,7 +3,9 @@
 //! In: arguments and environment. Out: an exit code: 0 done, 1 failed, 2 not understood.
 
 mod bench;
+mod check;
 mod dataplane;
+mod doctor;
 mod operate;
 mod output;
 mod run;
@@ -65,6 +67,10 @@ enum Command {
     Drain(operate::DrainArguments),
     /// End a running server, or a data plane that was left alone
     Stop(operate::StopArguments),
+    /// Check a configuration, or list the settings
+    Check(check::Arguments),
+    /// Look at what this machine lets a server do
+    Doctor(doctor::Arguments),
     /// Measure a server
     Bench {
         #[command(subcommand)]
@@ -113,6 +119,8 @@ pub fn main() -> ExitCode {
         Command::Set(arguments) => operate::set(arguments),
         Command::Drain(arguments) => operate::drain(&arguments),
         Command::Stop(arguments) => operate::stop(&arguments),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
         Command::Bench { command } => bench::run(command),
     };
     match result {

@@ -1,0 +1,74 @@
+//! `ringwire doctor`: does this machine let a server do its work?
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::config::{File, Url};
+use crate::doctor::{self, Finding, Level};
+use crate::state::{STATE_VARIABLE, State};
+use crate::supervise::settings::LISTEN_DEFAULT;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ringwire doctor                                  the machine, the state directory, the default address
+  ringwire doctor --config /etc/ringwire.toml      what that configuration needs, its discoveries too
+  ringwire doctor --json                           for programs
+
+Nothing is changed. Exit codes: 0 nothing fails, 1 something does.")]
+pub(super) struct Arguments {
+    /// Configuration whose addresses and discoveries to look at
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Discovery to look at, may be given several times
+    #[arg(long, value_name = "URL")]
+    discovery: Vec<Url>,
+    /// State directory [default: as of `ringwire run`]
+    #[arg(long, value_name = "DIR", env = STATE_VARIABLE)]
+    state: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    good: bool,
+    findings: &'a [Finding],
+}
+
+pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let file = arguments.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+    let mut findings = doctor::machine();
+    findings.push(doctor::state(&State::locate(arguments.state)?));
+    for &address in file.listen.as_deref().unwrap_or(&[LISTEN_DEFAULT]) {
+        findings.push(doctor::listen(address));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for url in file.discovery.iter().flatten().chain(&arguments.discovery) {
+        findings.extend(runtime.block_on(doctor::discovery(url)));
+    }
+    let good = findings.iter().all(|finding| finding.level < Level::Failure);
+    if arguments.json {
+        println!("{}", serde_json::to_string(&Report { good, findings: &findings })?);
+    } else {
+        show(&findings);
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn show(findings: &[Finding]) {
+    for finding in findings {
+        let mark = match finding.level {
+            Level::Good => "ok",
+            Level::Warning => "warn",
+            Level::Failure => "FAIL",
+        };
+        println!("{mark:<5} {:<12} {}", finding.name, finding.found);
+        if !finding.cure.is_empty() {
+            println!("{:<18} {}", "", finding.cure);
+        }
+    }
+}

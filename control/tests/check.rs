@@ -1,0 +1,89 @@
+//! `ringwire check` and `ringwire doctor` as people type them.
+
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn ringwire(arguments: &[&str]) -> Output {
+    let state = tempfile::tempdir().unwrap();
+    Command::new(env!("CARGO_BIN_EXE_ringwire"))
+        .args(arguments)
+        .env("RINGWIRE_STATE", state.path())
+        .env_remove("RINGWIRE_LOG")
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn a_configuration_is_checked_without_starting_anything() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ringwire.toml");
+    let path = path.to_str().unwrap();
+    std::fs::write(path, "listen = \"127.0.0.1:8081\"\nhybrid = \"require\"\n").unwrap();
+    let output = ringwire(&["check", "--config", path]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stdout).contains("hybrid") && text(&output.stdout).contains("require"));
+    let output = ringwire(&["check", "--json", "--config", path]);
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(shown["settings"]["listen"], "127.0.0.1:8081");
+
+    std::fs::write(path, "listen = \"127.0.0.1:8081\"\nhybird = \"require\"\n").unwrap();
+    let output = ringwire(&["check", "--config", path]);
+    assert_eq!(output.status.code(), Some(1));
+    let shown = text(&output.stderr);
+    assert!(shown.contains("ringwire.toml:2:1") && shown.contains("Did you mean `hybrid`?"), "{shown}");
+    assert_eq!(ringwire(&["check"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_go_servers_file_is_checked_and_its_key_guarded() {
+    let vector: Value = serde_json::from_str(include_str!("vectors/dmsg-server-config-2024.json")).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.json");
+    std::fs::write(&path, vector["default_config_file_utf8"].as_str().unwrap()).unwrap();
+    let shown = |mode| {
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        ringwire(&["check", "--json", "--config", path.to_str().unwrap()])
+    };
+    let output = shown(0o644);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("chmod 600"), "{output:?}");
+    let output = shown(0o600);
+    assert!(output.status.success(), "{output:?}");
+    let settings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(settings["settings"]["listen"], "0.0.0.0:8081, [::]:8081");
+    assert_eq!(settings["settings"]["public_key"].as_str().unwrap().len(), 66);
+    let secret = vector["keys"][0]["secret_key"].as_str().unwrap();
+    assert!(!text(&output.stdout).contains(secret));
+}
+
+#[test]
+fn every_setting_is_listed() {
+    let shown = ringwire(&["check", "--settings"]);
+    let list: Value = serde_json::from_slice(&ringwire(&["check", "--settings", "--json"]).stdout).unwrap();
+    for setting in list.as_array().unwrap() {
+        let name = setting["name"].as_str().unwrap();
+        assert!(text(&shown.stdout).contains(&format!("{name} = ")), "{name}");
+    }
+}
+
+#[test]
+fn the_doctor_names_what_it_found() {
+    let output = ringwire(&["doctor", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let findings = report["findings"].as_array().unwrap();
+    for name in ["kernel", "io_uring", "descriptors", "backlog", "buffers", "memory", "state", "listen"] {
+        assert!(findings.iter().any(|finding| finding["name"] == name), "{name}: {report}");
+    }
+    let absent = ringwire(&["doctor", "--discovery", "http://127.0.0.1:1"]);
+    assert_eq!(absent.status.code(), Some(1));
+    let shown = text(&absent.stdout);
+    assert!(shown.contains("FAIL") && shown.contains("http://127.0.0.1:1"), "{shown}");
+}
