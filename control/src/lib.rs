@@ -1,10 +1,14 @@
-//! Ringwire's control plane as a library: the dmsg client, the state directory, the benchmark of a bridge.
+//! Ringwire's control plane as a library: supervision of the data plane, the services beside it, the dmsg client, the
+//! state directory, the benchmark of a bridge.
 //!
 //! ```text
-//!   main ──► cli ──► state (key, server.json)
+//!   main ──► cli ──► config, state (key, server.json)
 //!             │
-//!             ├────► ringwire_dataplane::Server        ringwire run
-//!             └────► bench ──► dmsg ──► a server       ringwire bench bridge
+//!             ├────► supervise ──► the data plane's process                      ringwire run
+//!             │         ▲
+//!             │         ├── admin     ◄── status, show, close, set, drain, stop
+//!             ├────► services ──► discovery, registration, metrics ──► http      ringwire run
+//!             └────► bench ──► dmsg ──► a server                                 ringwire bench bridge
 //! ```
 #![forbid(unsafe_code)]
 
@@ -18,6 +22,7 @@ pub mod doctor;
 pub mod http;
 pub mod metrics;
 pub mod registration;
+pub mod services;
 pub mod state;
 pub mod supervise;
 pub mod throttle;

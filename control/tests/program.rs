@@ -33,11 +33,13 @@ fn run_then_bench_then_stop() {
     assert_eq!(ready["event"], "ready");
     assert_eq!(ready["control_pid"], server.control_pid());
     assert_ne!(ready["dataplane_pid"], ready["control_pid"]);
-    assert_eq!(ready["discovery"], Value::Null);
+    assert!(ready["discovery"].as_str().unwrap().starts_with("http://127.0.0.1:"), "{ready}");
+    assert_eq!(ready["http"], Value::Null);
     assert_eq!(ready["public_key"].as_str().unwrap().len(), 66);
     let note: Value =
         serde_json::from_slice(&std::fs::read(state.path().join("server.json")).unwrap()).unwrap();
     assert_eq!(note["address"], ready["address"]);
+    assert_eq!(note["discovery"], ready["discovery"]);
 
     for arguments in [
         &["--mode", "bulk"][..],

@@ -13,7 +13,7 @@ use axum::http::Method;
 use axum::response::{IntoResponse as _, Response};
 use ringwire::discovery::{DiscoveryClient, DiscoveryHost, DiscoverySettings};
 use ringwire::http::{HttpServer, Limits, Reply, bind};
-use ringwire::registration::{Content, Registration};
+use ringwire::registration::{Content, Registration, UPDATE_INTERVAL};
 use ringwire_proto::entry::{Deployment, Entry};
 use ringwire_proto::identity::SecretKey;
 
@@ -90,7 +90,7 @@ fn posts(stub: &Shared) -> Vec<Entry> {
 async fn after_500_404_and_200_there_was_one_fresh_post_and_it_came_after_the_404() {
     let (server, client, stub) =
         stub(&[(500, "something unexpected happened"), (404, "404 page not found"), (404, NOT_FOUND)]).await;
-    let registration = Registration::start(vec![client], key(), content(10));
+    let registration = Registration::start(vec![client], key(), content(10), UPDATE_INTERVAL);
     until("the fresh entry is posted", || posts(&stub).len() == 1).await;
     {
         let stub = stub.lock().unwrap();
@@ -119,7 +119,7 @@ async fn after_500_404_and_200_there_was_one_fresh_post_and_it_came_after_the_40
 #[tokio::test]
 async fn ten_flaps_with_an_unchanged_set_are_not_heard_of() {
     let (server, client, stub) = stub(&[]).await;
-    let registration = Registration::start(vec![client], key(), content(10));
+    let registration = Registration::start(vec![client], key(), content(10), UPDATE_INTERVAL);
     until("registered", || registration.standings()[0].accepted.is_some()).await;
     loop {
         let (begin, before) = (Instant::now(), stub.lock().unwrap().requests.len());
@@ -158,6 +158,7 @@ async fn a_discovery_that_is_down_delays_no_other_and_is_named() {
         vec![DiscoveryClient::new(&format!("http://{down}")).unwrap(), client.clone()],
         key(),
         content(10),
+        UPDATE_INTERVAL,
     );
     until("registered at the one that is up", || registration.standings()[1].accepted.is_some()).await;
     let listed = client.available_servers().await.unwrap();
@@ -175,11 +176,11 @@ async fn a_discovery_that_is_down_delays_no_other_and_is_named() {
     assert!(client.entry(&key().public_key()).await.unwrap_err().is_not_found());
 
     // A registration that is dropped leaves its entry: another process goes on with it.
-    let registration = Registration::start(vec![client.clone()], key(), content(10));
+    let registration = Registration::start(vec![client.clone()], key(), content(10), UPDATE_INTERVAL);
     until("registered again", || registration.standings()[0].accepted.is_some()).await;
     drop(registration);
     client.entry(&key().public_key()).await.unwrap();
-    let registration = Registration::start(vec![client.clone()], key(), content(10));
+    let registration = Registration::start(vec![client.clone()], key(), content(10), UPDATE_INTERVAL);
     until("taken over", || registration.standings()[0].accepted.is_some()).await;
     assert_eq!(client.entry(&key().public_key()).await.unwrap().sequence, 1);
     drop(registration);

@@ -9,6 +9,7 @@ mod doctor;
 mod operate;
 mod output;
 mod run;
+mod services;
 mod show;
 mod signals;
 mod systemd;

@@ -15,9 +15,11 @@ use rustix::fs::Mode;
 use serde::Serialize;
 
 use super::HybridChoice;
+use super::services::ServiceArguments;
 use super::signals::{Asked, Signals};
 use super::systemd::Systemd;
 use crate::admin::{self, Admin};
+use crate::services::{Prepared, ServiceSettings, Services};
 use crate::state::lock::Lock;
 use crate::state::{STATE_VARIABLE, ServerNote, State};
 use crate::supervise::settings::Settings;
@@ -28,6 +30,7 @@ use crate::supervise::{self, End, Plane, PlaneStatus, Wanted};
   ringwire run                                      on 127.0.0.1:8081, for a first try
   ringwire run --listen 0.0.0.0:8081                reachable from outside
   ringwire run --listen 0.0.0.0:8081 --listen [::]:8081
+  ringwire run --listen 0.0.0.0:8081 --discovery http://dmsgd.example --public-address 203.0.113.7:8081
   ringwire run --json --state /var/lib/ringwire     one line of JSON once it is ready
 
 No configuration is needed. The key is made at the first start and kept in the state directory.
@@ -63,6 +66,8 @@ pub(super) struct Arguments {
     /// Print one JSON object per event instead of text
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    services: ServiceArguments,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -80,6 +85,7 @@ struct Ready<'a> {
     addresses: &'a [SocketAddr],
     driver: &'a str,
     discovery: Option<&'a str>,
+    http: Option<SocketAddr>,
     control_pid: u32,
     dataplane_pid: u32,
 }
@@ -102,14 +108,26 @@ async fn serve(arguments: &Arguments, state: &State) -> anyhow::Result<ExitCode>
     let mut signals = Signals::new().map_err(|error| anyhow!("cannot take signals: {error}"))?;
     let systemd = Systemd::from_environment();
     let wanted = arguments.wanted(state)?;
-    let public_key = wanted.key.public_key().to_string();
+    let key = wanted.key.clone();
+    let public_key = key.public_key().to_string();
+    // Listeners and settings first: a data plane is not started for a mistyped flag.
+    let settings = ServiceSettings::from(&arguments.services.settings());
+    let prepared = Prepared::new(settings, wanted.settings.listen(), state).await?;
     let (plane, mut supervision) = supervise::start(wanted).await?;
+    let services = match prepared.start(state, key, &plane).await {
+        Ok(services) => services,
+        Err(error) => {
+            let end = if plane.status().child { End::Stop } else { End::Leave };
+            end_supervision(&plane, end, &mut signals).await?;
+            return Err(error.into());
+        }
+    };
     let admin = Admin::new(state.clone(), plane.clone()).serve(admin::bind(state)?);
 
     let mut status = plane.watch();
-    let note = Note { state, public_key, discovery: None };
+    let note = Note { state, public_key, discovery: services.discovery_url() };
     let first = note.write(&status.borrow_and_update())?;
-    announce(&first, &plane.status(), state, arguments.json)?;
+    announce(&first, &plane.status(), &services, state, arguments.json)?;
     systemd.ready(&plane.status());
 
     let end = loop {
@@ -132,6 +150,8 @@ async fn serve(arguments: &Arguments, state: &State) -> anyhow::Result<ExitCode>
     };
     tracing::info!(?end, "ending");
     systemd.stopping();
+    // Before the data plane goes, so that nobody is sent to a server that is not there.
+    services.stop(end != End::Leave).await;
     let ended =
         if supervision.is_finished() { Ok(()) } else { end_supervision(&plane, end, &mut signals).await };
     // Answers what is in progress, such as the order to stop.
@@ -219,7 +239,13 @@ impl Note<'_> {
     }
 }
 
-fn announce(note: &ServerNote, status: &PlaneStatus, state: &State, json: bool) -> anyhow::Result<()> {
+fn announce(
+    note: &ServerNote,
+    status: &PlaneStatus,
+    services: &Services,
+    state: &State,
+    json: bool,
+) -> anyhow::Result<()> {
     let text = if json {
         serde_json::to_string(&Ready {
             event: "ready",
@@ -228,19 +254,23 @@ fn announce(note: &ServerNote, status: &PlaneStatus, state: &State, json: bool) 
             addresses: &note.addresses,
             driver: &status.driver,
             discovery: note.discovery.as_deref(),
+            http: services.http_address(),
             control_pid: std::process::id(),
             dataplane_pid: status.pid,
         })?
     } else {
         let addresses: Vec<_> = note.addresses.iter().map(ToString::to_string).collect();
         let found = if status.child { "started" } else { "found alive" };
-        [
+        let mut lines = vec![
             "Ringwire is ready.".to_owned(),
             String::new(),
             format!("  listening    {} (dmsg over TCP, driver {})", addresses.join(", "), status.driver),
             format!("  public key   {}", note.public_key),
             format!("  state        {}", state.directory().display()),
             format!("  data plane   process {}, {found}", status.pid),
+        ];
+        lines.extend(services.describe());
+        lines.extend([
             String::new(),
             "Look at it, or measure it, from a second terminal:".to_owned(),
             String::new(),
@@ -248,8 +278,8 @@ fn announce(note: &ServerNote, status: &PlaneStatus, state: &State, json: bool) 
             format!("  {}", with_state("ringwire bench bridge", state)),
             String::new(),
             "Stop it with Ctrl-C.".to_owned(),
-        ]
-        .join("\n")
+        ]);
+        lines.join("\n")
     };
     let mut out = std::io::stdout().lock();
     // A reader that went away is no reason to stop serving.

@@ -27,15 +27,12 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 const LIST_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How much of an unexpected answer goes into the error text, in characters.
 const EXCERPT_CHARS_MAX: usize = 120;
-/// How long an idle connection is kept for the next request: long enough for the second of a pair, and shorter than any
-/// discovery keeps it, so that no request meets a connection that is just being closed.
-const IDLE_LIMIT: Duration = Duration::from_secs(2);
 /// The wait after a 429 that names none.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 /// A 429 that asks for more than this is not taken at its word.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 
-/// One discovery. Cheap to clone: clones share their connections.
+/// One discovery. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct DiscoveryClient {
     /// Without query, fragment or a slash at the end.
@@ -61,8 +58,8 @@ impl DiscoveryClient {
             .user_agent(concat!("ringwire/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_LIMIT)
-            .pool_idle_timeout(IDLE_LIMIT)
-            .pool_max_idle_per_host(2)
+            // Requests are rare, and a connection that is kept fails the first one after the discovery was restarted.
+            .pool_max_idle_per_host(0)
             .tcp_nodelay(true);
         if parsed.scheme() == "http" {
             // Reading the system's certificates takes time and fails where there are none.

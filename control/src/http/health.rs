@@ -44,6 +44,17 @@ pub struct BuildInfo {
     pub date: String,
 }
 
+impl BuildInfo {
+    /// Of the program that runs. The commit and the date are those of the environment it was built in.
+    pub fn of_this_program() -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: option_env!("RINGWIRE_BUILD_COMMIT").unwrap_or(UNKNOWN).to_owned(),
+            date: option_env!("RINGWIRE_BUILD_DATE").unwrap_or(UNKNOWN).to_owned(),
+        }
+    }
+}
+
 impl Default for BuildInfo {
     fn default() -> Self {
         Self { version: UNKNOWN.to_owned(), commit: UNKNOWN.to_owned(), date: UNKNOWN.to_owned() }

@@ -76,9 +76,14 @@ struct Shared {
 impl HttpServer {
     /// A server of `router` without a listener yet.
     pub fn new(router: Router, limits: Limits) -> Self {
+        Self::with_counters(router, limits, HttpCounters::default())
+    }
+
+    /// The same, counting in `counters`.
+    pub fn with_counters(router: Router, limits: Limits, counters: HttpCounters) -> Self {
         let router = router.fallback(Reply::unknown_path).layer(DefaultBodyLimit::max(limits.body_bytes_max));
         let slots = Arc::new(Semaphore::new(limits.connections_max));
-        let shared = Arc::new(Shared { router, limits, counters: HttpCounters::default(), slots });
+        let shared = Arc::new(Shared { router, limits, counters, slots });
         Self { shared, stopping: watch::Sender::new(false), accepting: JoinSet::new() }
     }
 

@@ -1,7 +1,7 @@
 //! `/metrics` and `/health`: what an operator's tools read (dmsg-wire 11.8, services 1.3).
 //!
 //! In: the counters of the data plane (shared pages, through [`CounterSource`]) and those of the control plane's own
-//! parts. Out: a router for the HTTP frame. Things that begin and end are pairs of counters; the gauges are those that
+//! parts. Out: an HTTP server. Things that begin and end are pairs of counters; the gauges are those that
 //! dashboards of the Go server expect by name, and they are computed from the pairs.
 //!
 //! ```text
@@ -30,7 +30,7 @@ use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
-use crate::http::{Health, HttpCounters, Reply};
+use crate::http::{Health, HttpCounters, HttpServer, Limits, Reply};
 use listeners::ListenerCollector;
 use server::ServerCollector;
 use workers::WorkerCollector;
@@ -73,19 +73,28 @@ impl Metrics {
         self.listeners.push((name, counters));
     }
 
-    /// The routes `/metrics` and `/health`. What `health` says is asked at every request.
-    pub fn router<S>(mut self, source: S, health: impl Fn() -> Health + Send + Sync + 'static) -> Router
+    /// A server of `/metrics` and `/health`, without a listener yet, that counts its own among the rest. What `health`
+    /// says is asked at every request.
+    pub fn serve<S>(
+        mut self,
+        source: S,
+        health: impl Fn() -> Health + Send + Sync + 'static,
+        limits: Limits,
+    ) -> HttpServer
     where
         S: CounterSource,
     {
-        let listeners = ListenerCollector::new(std::mem::take(&mut self.listeners));
-        self.registry().register_collector(Box::new(listeners));
+        let own = HttpCounters::default();
+        let mut listeners = std::mem::take(&mut self.listeners);
+        listeners.push(("http", own.clone()));
+        self.registry().register_collector(Box::new(ListenerCollector::new(listeners)));
         let shared = Arc::new(Shared { registry: self.registry, latest: self.latest, source });
         let health = Arc::new(health);
-        Router::new()
+        let router = Router::new()
             .route("/metrics", get(metrics::<S>))
             .with_state(shared)
-            .route("/health", get(move || async move { Reply::json(&health()) }))
+            .route("/health", get(move || async move { Reply::json(&health()) }));
+        HttpServer::with_counters(router, limits, own)
     }
 }
 

@@ -87,14 +87,17 @@ pub struct Machine {
     stopping: bool,
     /// An entry of ours may be there.
     present: bool,
+    interval: Duration,
     random: fastrand::Rng,
 }
 
 impl Machine {
-    /// A machine that wants `content` posted, at once. `seed` spreads the waits of many machines.
-    pub fn new(content: Content, now: Instant, seed: u64) -> Self {
+    /// A machine that wants `content` posted, at once and then every `interval`. `seed` spreads the waits of many
+    /// machines.
+    pub fn new(content: Content, interval: Duration, now: Instant, seed: u64) -> Self {
         Self {
             content,
+            interval,
             step: Step::Idle,
             pushed: None,
             change_at: None,
@@ -246,13 +249,13 @@ impl Machine {
         self.refused_timestamp_ns = None;
         self.blocked_until = None;
         // Up to a tenth early: servers that started together drift apart, and none comes late.
-        self.refresh_at = now + UPDATE_INTERVAL.mul_f64(0.9 + 0.1 * self.random.f64());
+        self.refresh_at = now + self.interval.mul_f64(0.9 + 0.1 * self.random.f64());
         self.become_idle()
     }
 
     fn wait(&mut self, failure: Failure, now: Instant) -> Option<Action> {
         let wait = match failure {
-            Failure::Permanent => UPDATE_INTERVAL,
+            Failure::Permanent => self.interval,
             Failure::Transient(at_least) => {
                 let doubled = RETRY_MIN * 2u32.pow(self.failures.min(5));
                 self.failures = self.failures.saturating_add(1);

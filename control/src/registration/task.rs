@@ -40,9 +40,14 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// Keeps the entry of `key` with `content` in every one of `discoveries`, from now on. Must be called within a tokio
-    /// runtime.
-    pub fn start(discoveries: Vec<DiscoveryClient>, key: SecretKey, content: Content) -> Self {
+    /// Keeps the entry of `key` with `content` in every one of `discoveries`, from now on, and renews it every
+    /// `interval`. Must be called within a tokio runtime.
+    pub fn start(
+        discoveries: Vec<DiscoveryClient>,
+        key: SecretKey,
+        content: Content,
+        interval: Duration,
+    ) -> Self {
         let key = Arc::new(key);
         let (content, stopping) = (watch::Sender::new(content), watch::Sender::new(false));
         let counters = RegistrationCounters::default();
@@ -57,6 +62,7 @@ impl Registration {
                 key: Arc::clone(&key),
                 standing,
                 counters: counters.clone(),
+                interval,
                 failures: Throttle::new(INTERVAL),
             };
             tasks.spawn(task.run(content.subscribe(), stopping.subscribe()));
@@ -98,13 +104,14 @@ struct Task {
     key: Arc<SecretKey>,
     standing: watch::Sender<Standing>,
     counters: RegistrationCounters,
+    interval: Duration,
     failures: Throttle,
 }
 
 impl Task {
     async fn run(self, mut content: watch::Receiver<Content>, mut stopping: watch::Receiver<bool>) {
         let initial = content.borrow_and_update().clone();
-        let mut machine = Machine::new(initial, Instant::now(), fastrand::u64(..));
+        let mut machine = Machine::new(initial, self.interval, Instant::now(), fastrand::u64(..));
         let mut is_stopping = false;
         while !machine.is_stopped() {
             let mut action = machine.next_action(Instant::now(), unix_now_ns());

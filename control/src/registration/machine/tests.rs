@@ -24,7 +24,7 @@ const LATER: Failure = Failure::Transient(Duration::ZERO);
 impl Rig {
     fn new() -> Self {
         let now = Instant::now();
-        Self { machine: Machine::new(content(10), now, 7), start: now, now }
+        Self { machine: Machine::new(content(10), UPDATE_INTERVAL, now, 7), start: now, now }
     }
 
     fn unix_ns(&self) -> i64 {

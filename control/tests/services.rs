@@ -1,0 +1,193 @@
+//! `ringwire run` with what runs beside the data plane: its own discovery, registration, `/metrics`, `/health`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may fail")]
+
+mod common;
+
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::process::{PATIENCE, Planes, ringwire, send};
+use ringwire::discovery::{DiscoveryClient, DiscoveryHost, DiscoverySettings};
+use ringwire::dmsg::{ServerAddress, Session, SessionConfig};
+use ringwire::http::bind;
+use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_proto::entry::{ClientPart, Deployment, ENTRY_VERSION, Entry};
+use ringwire_proto::identity::{PublicKey, SecretKey};
+use rustix::process::Signal;
+
+async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn session(server: &ServerAddress) -> Session {
+    Session::connect(SessionConfig::new(SecretKey::generate(&mut OsEntropy), server.clone())).await.unwrap()
+}
+
+fn own_discovery(planes: &Planes) -> DiscoveryClient {
+    DiscoveryClient::new(planes.ready["discovery"].as_str().unwrap()).unwrap()
+}
+
+fn key_of(planes: &Planes) -> PublicKey {
+    planes.ready["public_key"].as_str().unwrap().parse().unwrap()
+}
+
+/// The room that the discovery says the server has.
+async fn room(discovery: &DiscoveryClient, key: PublicKey) -> Option<i64> {
+    let servers = discovery.all_servers().await.ok()?;
+    let entry = servers.into_iter().find(|entry| entry.static_key == Some(key))?;
+    Some(entry.server?.available_sessions)
+}
+
+async fn get(planes: &Planes, path: &str) -> String {
+    let url = format!("http://{}{path}", planes.ready["http"].as_str().unwrap());
+    reqwest::get(url).await.unwrap().error_for_status().unwrap().text().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_server_alone_is_in_its_own_discovery_with_the_room_it_has() {
+    let directory = tempfile::tempdir().unwrap();
+    let arguments = ["--http-listen", "127.0.0.1:0", "--max-sessions", "4"];
+    let mut planes = Planes::start(directory.path(), &arguments);
+    let (discovery, key) = (own_discovery(&planes), key_of(&planes));
+    until("registered", async || room(&discovery, key).await == Some(4)).await;
+    let entry = discovery.entry(&key).await.unwrap();
+    assert_eq!(entry.server.unwrap().address, planes.ready["address"].as_str().unwrap());
+
+    let server = planes.address();
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        sessions.push(session(&server).await);
+    }
+    until("three sessions are counted", async || room(&discovery, key).await == Some(1)).await;
+    sessions.push(session(&server).await);
+    sessions.push(session(&server).await);
+    until("it is full", async || room(&discovery, key).await == Some(0)).await;
+    assert_eq!(discovery.available_servers().await.unwrap(), []);
+    let metrics = get(&planes, "/metrics").await;
+    for line in [
+        "ringwire_sessions_opened_total{worker=\"0\"} 5",
+        "dmsg_server_clients_count 5",
+        "ringwire_dataplane_attached 1",
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is missing in {metrics}");
+    }
+    drop(sessions);
+    until("there is room again", async || room(&discovery, key).await == Some(4)).await;
+
+    let health: ringwire::http::Health = serde_json::from_str(&get(&planes, "/health").await).unwrap();
+    assert_eq!(health.service_name, "dmsg-server");
+    assert_eq!(health.public_key, key.to_string());
+    assert_eq!(health.dmsg_discovery, discovery.url());
+    assert!(health.started_at.ends_with('Z') && health.started_at.starts_with("20"), "{}", health.started_at);
+    assert_eq!(health.build_info.unwrap().version, env!("CARGO_PKG_VERSION"));
+    planes.signal(Signal::TERM);
+    assert_eq!(planes.exit_code(), Some(0));
+}
+
+// The discovery must answer while the test waits for the process to end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_discovery_keeps_the_entry_over_a_kill_and_loses_it_at_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let settings = DiscoverySettings::new(Deployment::Test);
+    let host = DiscoveryHost::start(listener, settings, directory.path().join("elsewhere.json")).unwrap();
+    let state = directory.path().join("state");
+    let url = host.local_url();
+    let mut planes = Planes::start(&state, &["--discovery", &url, "--update-interval-s", "1"]);
+    assert_eq!(planes.ready["discovery"], url.as_str(), "none of its own");
+    let (discovery, key) = (DiscoveryClient::new(&url).unwrap(), key_of(&planes));
+    until("registered", async || discovery.entry(&key).await.is_ok()).await;
+    planes.kill_control();
+    // What was on its way when the process died has arrived or never will.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let before = discovery.entry(&key).await.unwrap().sequence;
+    planes.run_again(&state, &["--discovery", &url, "--update-interval-s", "1"]);
+    until("it goes on where the other stopped", async || {
+        discovery.entry(&key).await.unwrap().sequence > before
+    })
+    .await;
+    planes.signal(Signal::TERM);
+    assert_eq!(planes.exit_code(), Some(0));
+    assert!(discovery.entry(&key).await.unwrap_err().is_not_found());
+    host.stop().await;
+}
+
+#[tokio::test]
+async fn clients_find_each_other_again_after_a_kill_of_the_control_plane() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut planes = Planes::start(directory.path(), &[]);
+    let (discovery, key) = (own_discovery(&planes), key_of(&planes));
+    let client = SecretKey::generate(&mut OsEntropy);
+    let mut entry = Entry {
+        version: ENTRY_VERSION.to_owned(),
+        client: Some(ClientPart { delegated_servers: Some(vec![key]) }),
+        ..Entry::default()
+    };
+    entry.sign(&client);
+    discovery.put(&entry).await.unwrap();
+    let journal = directory.path().join("discovery.json");
+    until("the entry is on the disk", async || {
+        let text = std::fs::read_to_string(&journal).unwrap_or_default();
+        text.contains(&client.public_key().to_string())
+    })
+    .await;
+    planes.kill_control();
+    planes.run_again(directory.path(), &[]);
+    // Under the URL that clients know, and there as soon as the new control plane is ready.
+    assert_eq!(planes.ready["discovery"], discovery.url());
+    assert_eq!(discovery.entry(&client.public_key()).await.unwrap(), entry);
+}
+
+fn refused(state: &Path, arguments: &[&str]) -> String {
+    let output = ringwire(state).arg("run").args(arguments).output().unwrap();
+    assert!(!output.status.success(), "{output:?}");
+    assert!(!state.join("dataplane.sock").exists(), "no data plane was started");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+#[tokio::test]
+async fn what_cannot_be_advertised_or_listened_on_is_refused_before_a_data_plane_starts() {
+    let directory = tempfile::tempdir().unwrap();
+    let elsewhere = "http://dmsgd.example";
+    for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
+        let text = refused(directory.path(), &["--listen", listen, "--discovery", elsewhere]);
+        assert!(text.contains("--public-address") && text.contains(elsewhere), "{text}");
+    }
+    let public = ["--discovery", elsewhere, "--public-address", "127.0.0.1:8081"];
+    assert!(refused(directory.path(), &public).contains("cannot be reached from other machines"));
+    let taker = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let taken = taker.local_addr().unwrap().to_string();
+    for flag in ["--discovery-listen", "--http-listen"] {
+        let text = refused(directory.path(), &["--listen", "127.0.0.1:0", flag, &taken]);
+        assert!(text.contains(&taken) && text.contains(flag) && text.contains("another program"), "{text}");
+    }
+}
+
+#[test]
+fn the_ready_text_says_where_the_discovery_is_and_that_it_is_a_test() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = ringwire(directory.path());
+    command.args(["run", "--listen", "127.0.0.1:0", "--orphan-limit", "1"]).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let lines: Vec<String> = BufReader::new(child.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap)
+        .take_while(|line| !line.starts_with("Stop it"))
+        .collect();
+    send(child.id(), Signal::TERM);
+    assert!(child.wait().unwrap().success());
+    let found =
+        |start: &str, end: &str| lines.iter().any(|line| line.starts_with(start) && line.ends_with(end));
+    assert!(
+        found("  discovery    http://127.0.0.1:", "embedded; test mode: every listener is on loopback"),
+        "{lines:?}"
+    );
+    assert!(found("  advertised   127.0.0.1:", ""), "{lines:?}");
+}
