@@ -203,7 +203,7 @@ impl Server {
             .map_err(StartError::Duplicate)?;
         let public_key = config.secret_key.public_key();
         let identity = Arc::new(Identity { secret_key: config.secret_key, public_key });
-        let lane = LaneThreads::start(&identity, config.hybrid, config.handshake_threads)?;
+        let lane = LaneThreads::start(&identity, config.handshake_threads)?;
         let permitted = descriptors::connections_max();
         let connections_max = config.connections_max.map_or(permitted, |wanted| wanted.clamp(1, permitted));
         let counters = Arc::new(CounterBlock::shared()?);

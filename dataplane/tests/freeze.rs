@@ -85,7 +85,7 @@ fn what_is_no_frozen_worker_is_refused_by_name() {
         let driver = PollDriver::new(Vec::new(), MEMORY_LEN).unwrap();
         let secret_key = SecretKey::generate(&mut OsEntropy);
         let identity = Arc::new(Identity { public_key: secret_key.public_key(), secret_key });
-        let lane = Box::new(InlineLane::new(identity, Hybrid::Offer, Box::new(OsEntropy)));
+        let lane = Box::new(InlineLane::new(identity, Box::new(OsEntropy)));
         let (counters, stop) = (Arc::default(), Arc::default());
         let frozen = Frozen::from_bytes(bytes);
         Worker::thaw(&frozen, driver, 0, Settings::default(), lane, counters, stop).unwrap_err()
@@ -162,7 +162,7 @@ fn run<D: Driver>(
     hand_over: &AtomicBool,
 ) {
     let settings = Settings::default();
-    let lane = LaneThreads::start(identity, Hybrid::Offer, 1).unwrap();
+    let lane = LaneThreads::start(identity, 1).unwrap();
     let port = lane.port(waker.clone());
     let mut worker = Worker::new(driver, 1, settings.clone(), port, counters.clone(), stop.clone());
     let mut batch = Batch::default();

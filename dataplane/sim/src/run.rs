@@ -144,7 +144,7 @@ impl Fabric {
         let (cost_ns, hands) = (self.lane.cost_ns, self.lane.hands);
         let cost = Box::new(move || random.range(0, cost_ns));
         let identity = Arc::clone(&self.identity);
-        Box::new(InlineLane::with_cost(identity, self.settings.hybrid, entropy, hands, cost))
+        Box::new(InlineLane::with_cost(identity, entropy, hands, cost))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use ringwire_proto::entropy::Entropy;
-use ringwire_proto::noise::Hybrid;
 
 use super::{Class, Done, Finding, Job, JobQueue, Lane, Owner, Verifier};
 use crate::driver::Nanos;
@@ -36,21 +35,20 @@ const PORT: usize = 0;
 
 impl InlineLane {
     /// A lane that is done with each job at once.
-    pub fn new(identity: Arc<Identity>, hybrid: Hybrid, entropy: Box<dyn Entropy + Send>) -> Self {
-        Self::with_cost(identity, hybrid, entropy, 1, Box::new(|| 0))
+    pub fn new(identity: Arc<Identity>, entropy: Box<dyn Entropy + Send>) -> Self {
+        Self::with_cost(identity, entropy, 1, Box::new(|| 0))
     }
 
     /// A lane that does `hands` jobs at a time, each of which takes what `cost` says.
     pub fn with_cost(
         identity: Arc<Identity>,
-        hybrid: Hybrid,
         entropy: Box<dyn Entropy + Send>,
         hands: usize,
         cost: Cost,
     ) -> Self {
         Self {
             queue: JobQueue::default(),
-            verifier: Verifier::new(identity, hybrid, entropy),
+            verifier: Verifier::new(identity, entropy),
             cost,
             hands,
             busy: Vec::new(),

@@ -26,7 +26,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ringwire_proto::identity::PublicKey;
-use ringwire_proto::noise::{Handshake, HandshakeError, Outcome};
+use ringwire_proto::noise::{Handshake, HandshakeError, Hybrid, Outcome};
 use ringwire_proto::object::ObjectError;
 
 pub use inline::{Cost, InlineLane};
@@ -92,6 +92,8 @@ pub enum Work {
     Greet {
         /// Two bytes of length and the message.
         frame: Vec<u8>,
+        /// What to do about the post-quantum offer: the worker's setting as it is now.
+        hybrid: Hybrid,
     },
     /// Message 3: the peer proves its key.
     Prove {

@@ -97,7 +97,11 @@ mod tests {
     use super::*;
 
     fn job(owner: Owner, class: Class) -> Job {
-        Job { owner, class, work: Work::Greet { frame: Vec::new() } }
+        Job {
+            owner,
+            class,
+            work: Work::Greet { frame: Vec::new(), hybrid: ringwire_proto::noise::Hybrid::Off },
+        }
     }
 
     fn key(index: u32) -> Key {

@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use ringwire_proto::noise::Hybrid;
 
 use super::queue::Port;
 use super::{Class, Done, Finding, Job, JobQueue, Lane, Owner, Verifier};
@@ -80,7 +79,7 @@ impl LaneThreads {
     ///
     /// # Errors
     /// The kernel's: threads are used up.
-    pub fn start(identity: &Arc<Identity>, hybrid: Hybrid, threads: usize) -> Result<Self, StartLaneError> {
+    pub fn start(identity: &Arc<Identity>, threads: usize) -> Result<Self, StartLaneError> {
         let (to_inbox, inbox) = unbounded();
         let shared = Arc::new(Shared {
             inbox,
@@ -91,7 +90,7 @@ impl LaneThreads {
         let mut lane = Self { shared, threads: Vec::new() };
         for index in 0..threads.max(1) {
             let shared = Arc::clone(&lane.shared);
-            let verifier = Verifier::new(Arc::clone(identity), hybrid, Box::new(OsEntropy));
+            let verifier = Verifier::new(Arc::clone(identity), Box::new(OsEntropy));
             let builder = std::thread::Builder::new().name(format!("lane-{index}"));
             lane.threads.push(builder.spawn(move || shared.run(verifier))?);
         }

@@ -17,13 +17,12 @@ use crate::worker::Identity;
 /// See the module's head.
 pub struct Verifier {
     identity: Arc<Identity>,
-    hybrid: Hybrid,
     entropy: Box<dyn Entropy + Send>,
 }
 
 impl std::fmt::Debug for Verifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Verifier").field("hybrid", &self.hybrid).finish_non_exhaustive()
+        f.debug_struct("Verifier").finish_non_exhaustive()
     }
 }
 
@@ -31,15 +30,15 @@ impl std::fmt::Debug for Verifier {
 const ANSWER_ROOM: usize = 1280;
 
 impl Verifier {
-    /// Hands that act for this server; `hybrid` is what its sessions do about the post-quantum offer.
-    pub fn new(identity: Arc<Identity>, hybrid: Hybrid, entropy: Box<dyn Entropy + Send>) -> Self {
-        Self { identity, hybrid, entropy }
+    /// Hands that act for this server.
+    pub fn new(identity: Arc<Identity>, entropy: Box<dyn Entropy + Send>) -> Self {
+        Self { identity, entropy }
     }
 
     /// Does a job.
     pub fn run(&mut self, work: Work) -> Finding {
         match work {
-            Work::Greet { frame } => Finding::Greeted(self.greet(&frame)),
+            Work::Greet { frame, hybrid } => Finding::Greeted(self.greet(&frame, hybrid)),
             Work::Prove { handshake, frame } => Finding::Proven(prove(*handshake, &frame)),
             Work::Request { signed, peer, address } => {
                 Finding::Request(self.check_request(&signed, &peer, address))
@@ -51,10 +50,10 @@ impl Verifier {
         }
     }
 
-    fn greet(&mut self, frame: &[u8]) -> Result<Greeted, HandshakeError> {
+    fn greet(&mut self, frame: &[u8], hybrid: Hybrid) -> Result<Greeted, HandshakeError> {
         let secret = &self.identity.secret_key;
         let entropy = &mut *self.entropy;
-        let mut handshake = Handshake::new(Pattern::Xk, Role::Responder, secret, None, self.hybrid, entropy)?;
+        let mut handshake = Handshake::new(Pattern::Xk, Role::Responder, secret, None, hybrid, entropy)?;
         handshake.read_message(message(frame))?;
         let mut body = Vec::with_capacity(ANSWER_ROOM);
         handshake.write_message(&mut body)?;

@@ -75,7 +75,7 @@ impl<D: Driver> Worker<D> {
                 self.proving += 1;
                 Work::Prove { handshake, frame }
             }
-            _ => Work::Greet { frame },
+            _ => Work::Greet { frame, hybrid: self.settings.hybrid },
         };
         if !self.submit(Job { owner: Owner::Session(key), class: Class::Stranger(prefix), work }) {
             self.close_session(key, CloseReason::LaneFull);
