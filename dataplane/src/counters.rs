@@ -77,8 +77,26 @@ counters! {
     HandshakesTimedOut => "handshakes_timed_out_total",
     /// A peer broke the rules of the session multiplexer; its session was closed.
     SessionViolations => "session_violations_total",
-    /// A peer broke the rules of one stream (smux: more than its window, or an impossible count); that bridge was closed.
+    /// Of these: the first byte behind the handshake belongs to no multiplexer.
+    ViolationsFirstByte => "session_violations_first_byte_total",
+    /// Of these: a frame header that cannot be read (version, type or length).
+    ViolationsHeader => "session_violations_header_total",
+    /// Of these: more payload on a stream than its credit.
+    ViolationsCredit => "session_violations_credit_total",
+    /// Of these: a stream opened twice, opened as number 0, or finished twice.
+    ViolationsStream => "session_violations_stream_total",
+    /// Of these: answers asked for and not read, or more streams than may exist.
+    ViolationsExcess => "session_violations_excess_total",
+    /// A peer ended its session with an error code of the multiplexer (go-away 1 or above).
+    GoAwaysReceived => "go_aways_received_total",
+    /// A peer broke the rules of one stream where the multiplexer lets the session go on (smux); that bridge was closed.
     StreamViolations => "stream_violations_total",
+    /// Of these: more payload than its window.
+    StreamsOverCredit => "stream_violations_credit_total",
+    /// Of these: it claims to have read what was never sent.
+    StreamsOverCount => "stream_violations_count_total",
+    /// A data frame came for a stream that does not exist (any more); its payload was dropped.
+    FramesUnknown => "unknown_frames_total",
     /// A peer stopped answering; its session was closed.
     SessionsDead => "sessions_dead_total",
     /// A stream was opened by a client.
@@ -99,6 +117,20 @@ counters! {
     IpRequests => "ip_requests_total",
     /// A stream was refused: its object could not be opened, decoded or verified.
     RefusedObject => "refused_object_total",
+    /// Of the objects at the head of streams, requests and responses: too short for a packet, or for a signature.
+    ObjectsShort => "objects_short_total",
+    /// Likewise: the stream ended inside the object.
+    ObjectsTruncated => "objects_truncated_total",
+    /// Likewise: its packet number was used before, is too old, or is 0.
+    ObjectsReplayed => "objects_replayed_total",
+    /// Likewise: its tag does not verify under the session's key.
+    ObjectsForged => "objects_forged_total",
+    /// Likewise: its gob cannot be decoded.
+    ObjectsGob => "objects_gob_total",
+    /// Likewise: the signature is not that of the key it names.
+    ObjectsSignature => "objects_signature_total",
+    /// Likewise: a field is invalid, the response answers another request or is a refusal.
+    ObjectsInvalid => "objects_invalid_total",
     /// A stream was refused: its request names another source than the session's key.
     RefusedSource => "refused_source_total",
     /// A stream was refused: the destination has no session here.

@@ -4,6 +4,7 @@
 //! brings the response; from then on payload of one goes into the queue of the other.
 
 mod credit;
+mod fault;
 mod open;
 mod payload;
 

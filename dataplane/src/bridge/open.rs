@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use ringwire_proto::identity::PublicKey;
 use ringwire_proto::object::{self, ObjectError, PING_MARKER};
+use ringwire_proto::packet::PacketError;
 
+use super::fault::ObjectFault;
 use super::{Expected, Half, State};
 use crate::counters::Counter;
 use crate::driver::Driver;
@@ -34,7 +36,7 @@ enum Head {
     /// A signed object, opened with the session's key.
     Object(Vec<u8>),
     /// Something that could not be opened.
-    Unreadable,
+    Unreadable(PacketError),
 }
 
 impl<D: Driver> Worker<D> {
@@ -77,11 +79,15 @@ impl<D: Driver> Worker<D> {
                 self.end_half(half_key);
             }
             (Head::Object(signed), _) => self.verify_object(half_key, signed.into()),
-            (Head::Unreadable, true) => {
-                self.counters.count(Counter::RefusedObject);
-                self.end_half(half_key);
+            (Head::Unreadable(fault), true) => self.refuse_object(half_key, &fault.into()),
+            (Head::Ping, false) => {
+                self.note_fault(half_key, &ObjectFault::Ping);
+                self.refuse_response(half_key);
             }
-            (Head::Ping | Head::Unreadable, false) => self.refuse_response(half_key),
+            (Head::Unreadable(fault), false) => {
+                self.note_fault(half_key, &fault.into());
+                self.refuse_response(half_key);
+            }
         }
     }
 
@@ -113,10 +119,7 @@ impl<D: Driver> Worker<D> {
         }
         match open.opener.open(&mut packet[prefix.len()..]) {
             Ok(signed) => Head::Object(signed.to_vec()),
-            Err(fault) => {
-                tracing::debug!(peer = %open.peer, %fault, "object not opened");
-                Head::Unreadable
-            }
+            Err(fault) => Head::Unreadable(fault),
         }
     }
 
@@ -164,12 +167,10 @@ impl<D: Driver> Worker<D> {
         };
         let request = match result {
             Ok(request) => request,
-            Err(fault) => {
-                tracing::debug!(%peer, %fault, "request refused");
-                return self.refuse_request(half_key, Counter::RefusedObject);
-            }
+            Err(fault) => return self.refuse_object(half_key, &fault.into()),
         };
         if request.source != Some(peer) {
+            tracing::debug!(%peer, source = ?request.source, "request in another's name refused");
             return self.refuse_request(half_key, Counter::RefusedSource);
         }
         if self.is_draining() {
@@ -267,7 +268,7 @@ impl<D: Driver> Worker<D> {
         let source_key = forward.partner;
         forward.expected = None;
         if let Err(fault) = result {
-            tracing::debug!(%fault, "response refused");
+            self.note_fault(forward_key, &fault.into());
             return self.refuse_response(forward_key);
         }
         if self.halves.find(source_key).is_none() {
@@ -294,8 +295,22 @@ impl<D: Driver> Worker<D> {
         self.pass_early(forward_key);
     }
 
+    /// Closes the stream of a request that is none.
+    fn refuse_object(&mut self, half_key: Key, fault: &ObjectFault) {
+        self.note_fault(half_key, fault);
+        self.refuse_request(half_key, Counter::RefusedObject);
+    }
+
+    /// Counts what is wrong with an object; the line is one of a stream, hence for debugging.
+    pub(super) fn note_fault(&self, half_key: Key, fault: &ObjectFault) {
+        self.counters.count(fault.counter());
+        let session = self.halves.find(half_key).and_then(|half| self.sessions.find(half.session));
+        let peer = session.and_then(Session::open).map(|open| open.peer);
+        tracing::debug!(?peer, %fault, "object refused");
+    }
+
     /// Closes the source's stream; nothing was opened at a destination yet.
-    fn refuse_request(&mut self, half_key: Key, counter: Counter) {
+    pub(super) fn refuse_request(&mut self, half_key: Key, counter: Counter) {
         self.counters.count(counter);
         self.end_half(half_key);
     }

@@ -1,5 +1,6 @@
 //! Payload of a bridge, its credit, and its end.
 
+use super::fault::ObjectFault;
 use super::{Listed, State};
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos};
@@ -177,11 +178,16 @@ impl<D: Driver> Worker<D> {
             // delivered, end included, once that is verified.
             State::Request | State::Response if half.verifying.is_some() => {}
             // There is no whole request, and there will be none.
-            State::Request => {
-                self.counters.count(Counter::RefusedObject);
-                self.end_half(half_key);
+            state @ (State::Request | State::Response) => {
+                if !half.early.is_empty() {
+                    self.note_fault(half_key, &ObjectFault::Truncated);
+                }
+                if state == State::Request {
+                    self.refuse_request(half_key, Counter::RefusedObject);
+                } else {
+                    self.refuse_response(half_key);
+                }
             }
-            State::Response => self.refuse_response(half_key),
             State::Waiting | State::Ending => {}
         }
     }

@@ -195,6 +195,10 @@ impl<D: Driver> Worker<D> {
     /// The peer broke a rule of one stream: that bridge ends, the session goes on.
     fn break_stream(&mut self, key: Key, half: Option<Key>, fault: smux::StreamFault) {
         self.counters.count(Counter::StreamViolations);
+        self.counters.count(match fault {
+            smux::StreamFault::WindowExceeded { .. } => Counter::StreamsOverCredit,
+            smux::StreamFault::ConsumedUnsent { .. } => Counter::StreamsOverCount,
+        });
         let peer = self.sessions.find(key).and_then(Session::open).map(|open| open.peer);
         tracing::debug!(?peer, %fault, "stream violation");
         if let Some(half) = half {
@@ -248,6 +252,7 @@ impl<D: Driver> Worker<D> {
             }
             Payload::Discard(_) => {
                 self.counters.count(Counter::FramesReceived);
+                self.counters.add(Counter::FramesUnknown, u64::from(half.is_none()));
                 // A FIN may ride on data that comes behind the peer's own FIN: a violation the multiplexer reports; here the
                 // stream, if any, only loses the bytes.
                 self.set_target(key, Target::NONE);
@@ -298,7 +303,9 @@ impl<D: Driver> Worker<D> {
 
     /// The peer broke the rules of the multiplexer: go-away where the protocol has one, then close (dmsg-wire 5).
     fn fail_session(&mut self, key: Key, violation: Violation) {
-        self.counters.count(Counter::SessionViolations);
+        let kind = violation.counter();
+        self.counters.count(kind);
+        self.counters.add(Counter::SessionViolations, u64::from(kind != Counter::GoAwaysReceived));
         let Some(session) = self.sessions.find_mut(key) else { return };
         let peer = session.open().map(|open| open.peer);
         if let Some(suppressed) = self.warnings.admit(warn::Kind::Violation, self.driver.now()) {

@@ -5,6 +5,7 @@
 
 use ringwire_proto::{smux, yamux};
 
+use crate::counters::Counter;
 use crate::driver::Nanos;
 use crate::limits;
 use crate::slab::Key;
@@ -38,6 +39,29 @@ pub(crate) enum Violation {
 }
 
 impl Violation {
+    /// Which counter of its kind it moves.
+    pub(super) const fn counter(&self) -> Counter {
+        match self {
+            Self::UnknownMultiplexer(_) => Counter::ViolationsFirstByte,
+            Self::Yamux(yamux::Violation::Header(_)) | Self::Smux(smux::Violation::Header(_)) => {
+                Counter::ViolationsHeader
+            }
+            Self::Yamux(yamux::Violation::WindowExceeded { .. }) => Counter::ViolationsCredit,
+            Self::Yamux(
+                yamux::Violation::StreamZero
+                | yamux::Violation::StreamInUse { .. }
+                | yamux::Violation::UnexpectedFin { .. },
+            ) => Counter::ViolationsStream,
+            Self::Yamux(yamux::Violation::RepliesUnread { .. })
+            | Self::Smux(
+                smux::Violation::TooManyStreams { .. }
+                | smux::Violation::FinishesUnread { .. }
+                | smux::Violation::BacklogFull { .. },
+            ) => Counter::ViolationsExcess,
+            Self::Yamux(yamux::Violation::PeerWentAway { .. }) => Counter::GoAwaysReceived,
+        }
+    }
+
     /// What the peer is told before the connection closes, where its multiplexer has a word for it.
     pub(super) fn go_away(&self) -> Option<Frame> {
         match self {

@@ -25,8 +25,8 @@ use ringwire_proto::object::{
     sign_object,
 };
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
-use ringwire_proto::smux::Version;
-use ringwire_proto::yamux::StreamError;
+use ringwire_proto::smux::{self, Version};
+use ringwire_proto::yamux::{self, StreamError};
 
 use mux::{ClientMux, MuxEvent};
 
@@ -110,6 +110,48 @@ impl Peer {
         let mut peer = Self::connect(server);
         peer.mux = ClientMux::new(Some(version), 0);
         peer
+    }
+
+    /// A liveness ping by hand on a stream of this id, past the multiplexer, which does not know what was written before: the
+    /// session lives.
+    pub fn settle_on(&mut self, id: u32) {
+        let (frames, fin) = match &self.mux {
+            ClientMux::Yamux(_) => {
+                let syn = yamux::Header::window_update(id, 0).with_flags(yamux::Flags::SYN).encode();
+                let fin = yamux::Header::window_update(id, 0).with_flags(yamux::Flags::FIN).encode();
+                ([&syn[..], &yamux::Header::data(id, 2).encode()].concat(), fin.to_vec())
+            }
+            ClientMux::Smux(mux) => {
+                let version = mux.session().config().version;
+                let push = smux::Header::push(version, id, 2).encode();
+                let syn = smux::Header::syn(version, id).encode();
+                ([&syn[..], &push].concat(), smux::Header::fin(version, id).encode().to_vec())
+            }
+        };
+        self.socket.write_all(&[&frames[..], &[0, 0]].concat()).unwrap();
+        self.expect_raw(&fin);
+    }
+
+    /// Reads until these bytes have come.
+    pub fn expect_raw(&mut self, wanted: &[u8]) {
+        let deadline = Instant::now() + LIMIT;
+        let (mut said, mut buffer) = (Vec::new(), [0; 4096]);
+        while !said.windows(wanted.len()).any(|window| window == wanted) {
+            assert!(Instant::now() < deadline, "no {wanted:02x?} in {said:02x?}");
+            match self.socket.read(&mut buffer) {
+                Ok(0) => panic!("closed before {wanted:02x?}, after {said:02x?}"),
+                Ok(len) => said.extend_from_slice(&buffer[..len]),
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => panic!("{error} before {wanted:02x?}"),
+            }
+        }
+    }
+
+    /// Ends our direction of a stream.
+    pub fn finish(&mut self, stream: u32) {
+        let now = self.now();
+        self.mux.finish(now, stream);
+        self.flush();
     }
 
     /// Waits until the server has filed this session: message 3 may still be on its way.
@@ -226,11 +268,17 @@ impl Peer {
         self.wait("the end of the session", |peer| peer.closed.then_some(()));
     }
 
-    pub fn write_object(&mut self, stream: u32, signed: &[u8]) {
+    /// An object in its packet, with its length in front.
+    pub fn seal(&mut self, signed: &[u8]) -> Vec<u8> {
         let mut bytes = vec![0; 2];
         self.sealer.seal(signed, &mut bytes);
         let len = (bytes.len() - 2) as u16;
         bytes[..2].copy_from_slice(&len.to_be_bytes());
+        bytes
+    }
+
+    pub fn write_object(&mut self, stream: u32, signed: &[u8]) {
+        let bytes = self.seal(signed);
         self.write(stream, &bytes);
     }
 
