@@ -507,3 +507,42 @@ fn the_admin_socket_is_its_owners_alone() {
         assert_eq!(mode, 0o600, "{name}");
     }
 }
+
+/// What a process tells systemd until it has said all of `words`.
+fn until_told(socket: &std::os::unix::net::UnixDatagram, words: &[&str]) {
+    socket.set_read_timeout(Some(common::process::PATIENCE)).unwrap();
+    let (mut heard, mut message) = (String::new(), [0; 4096]);
+    while !words.iter().all(|word| heard.contains(word)) {
+        let len = socket.recv(&mut message).unwrap_or_else(|error| panic!("{error} after: {heard}"));
+        heard.push_str(std::str::from_utf8(&message[..len]).unwrap());
+        heard.push('\n');
+    }
+}
+
+#[test]
+fn as_two_units_each_tells_systemd_that_it_is_ready_and_lives() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path();
+    let hear = |name: &str| std::os::unix::net::UnixDatagram::bind(state.join(name)).unwrap();
+    let (of_dataplane, of_control) = (hear("dataplane.notify"), hear("control.notify"));
+    let mut command = ringwire(state);
+    command.args(["dataplane", "--start-within", "60"]);
+    command.env("NOTIFY_SOCKET", state.join("dataplane.notify")).env("WATCHDOG_USEC", "200000");
+    let mut dataplane = command.spawn().unwrap();
+    until_told(&of_dataplane, &["READY=1", "WATCHDOG=1"]);
+
+    let mut command = ringwire(state);
+    command.args(["run", "--json", "--no-spawn", "--leave-dataplane", "--listen", "127.0.0.1:0"]);
+    command.args(["--orphan-limit", "60"]).stdout(Stdio::null());
+    command.env("NOTIFY_SOCKET", state.join("control.notify")).env("WATCHDOG_USEC", "200000");
+    let mut control = command.spawn().unwrap();
+    until_told(&of_control, &["READY=1", "WATCHDOG=1", "STATUS=attached to data plane"]);
+
+    // A restart of the one is not felt by the other.
+    send(control.id(), Signal::TERM);
+    until_told(&of_control, &["STOPPING=1"]);
+    assert!(control.wait().unwrap().success());
+    assert!(dataplane.try_wait().unwrap().is_none());
+    assert!(ringwire(state).arg("stop").status().unwrap().success());
+    assert!(dataplane.wait().unwrap().success());
+}

@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use ringwire_dataplane::process::{self, Moment, ProcessOptions};
 
+use super::systemd::{self, Watchdog};
 use crate::state::{STATE_VARIABLE, State};
 
 #[derive(Debug, Args)]
@@ -35,9 +36,13 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         start_within: (arguments.start_within > 0).then(|| Duration::from_secs(arguments.start_within)),
         drain_within: Duration::from_secs(arguments.drain_within),
     };
+    let mut watchdog = Watchdog::from_environment();
     process::run(&options, &mut |moment| match moment {
-        Moment::Listening => tracing::info!("waiting for a control plane"),
-        Moment::Alive => {}
+        Moment::Listening => {
+            tracing::info!("waiting for a control plane");
+            systemd::listening();
+        }
+        Moment::Alive => watchdog.feed(Instant::now()),
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,6 @@
-//! What systemd is told of the control plane: ready, how it goes, that it lives. Without systemd nothing is said.
+//! What systemd is told of the two planes: ready, how it goes, that they live. Without systemd nothing is said.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sd_notify::NotifyState;
 use tokio::sync::Mutex;
@@ -8,7 +8,35 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::supervise::{Plane, PlaneStatus};
 
-/// See the module's head.
+/// The data plane's socket is open: a control plane may come.
+pub(super) fn listening() {
+    notify(&[NotifyState::Ready, NotifyState::Status("waiting for a control plane, or serving")]);
+}
+
+/// The watchdog of the data plane's process, fed from its loop.
+#[derive(Debug)]
+pub(super) struct Watchdog {
+    /// Half of the time after which systemd would give the process up; none without a watchdog.
+    pause: Option<Duration>,
+    fed: Option<Instant>,
+}
+
+impl Watchdog {
+    pub(super) fn from_environment() -> Self {
+        Self { pause: sd_notify::watchdog_enabled().map(|limit| limit / 2), fed: None }
+    }
+
+    /// The loop goes round. Costs a system call twice in the watchdog's time.
+    pub(super) fn feed(&mut self, now: Instant) {
+        let Some(pause) = self.pause else { return };
+        if self.fed.is_none_or(|fed| now.duration_since(fed) >= pause) {
+            self.fed = Some(now);
+            notify(&[NotifyState::Watchdog]);
+        }
+    }
+}
+
+/// The control plane's side.
 #[derive(Debug)]
 pub(super) struct Systemd {
     /// Ticks twice in the time after which systemd would give the process up.

@@ -170,6 +170,10 @@ impl Started {
                 .arg(wanted.state.directory())
                 // If this process dies before it has said START, its child ends by itself.
                 .args(["--start-within", START_WITHIN_S])
+                // Those are for this process; the child is no unit of systemd's.
+                .env_remove("NOTIFY_SOCKET")
+                .env_remove("WATCHDOG_USEC")
+                .env_remove("WATCHDOG_PID")
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn();
