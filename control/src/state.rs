@@ -11,6 +11,7 @@
 //!   control.sock    the control plane's socket                                ringwire run
 //! ```
 
+pub mod key_file;
 pub mod lock;
 
 use std::ffi::OsString;
@@ -20,11 +21,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
-use zeroize::Zeroizing;
 
 /// Environment variable that names the state directory.
 pub const STATE_VARIABLE: &str = "RINGWIRE_STATE";
@@ -97,6 +96,18 @@ pub enum StateError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+    },
+    /// There is no key file where one was named.
+    #[error("{path} does not exist; make a key with: ringwire keys generate {path}")]
+    KeyAbsent {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// A new key was to be written over a file.
+    #[error("{path} exists and is not overwritten; name another file, or move it away")]
+    KeyExists {
+        /// The key file.
+        path: PathBuf,
     },
     /// The key file does not hold a secret key.
     #[error(
@@ -221,22 +232,19 @@ impl State {
 
     /// The server's secret key: read from `key`, or made and written there (mode 600) when the file is absent.
     pub fn key(&self) -> Result<SecretKey, StateError> {
-        let path = self.directory.join("key");
-        match fs::metadata(&path) {
-            Ok(metadata) if metadata.mode() & 0o077 != 0 => {
-                return Err(StateError::KeyExposed { path, mode: metadata.mode() & 0o777 });
+        let path = self.key_path();
+        match key_file::read(&path) {
+            Err(StateError::KeyAbsent { .. }) => {
+                self.create_directory()?;
+                key_file::create(&path)
             }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.create_key(&path),
-            Err(source) => return Err(StateError::Io { action: "look at", path, source }),
+            result => result,
         }
-        match fs::read(&path).map(Zeroizing::new) {
-            Ok(text) => std::str::from_utf8(&text)
-                .ok()
-                .and_then(|text| SecretKey::from_hex(text.trim()).ok())
-                .ok_or(StateError::KeyMalformed { path }),
-            Err(source) => Err(StateError::Io { action: "read", path, source }),
-        }
+    }
+
+    /// The file of the server's secret key.
+    pub fn key_path(&self) -> PathBuf {
+        self.directory.join("key")
     }
 
     /// Leaves the note of a running server.
@@ -271,19 +279,6 @@ impl State {
 
     fn note_path(&self) -> PathBuf {
         self.directory.join("server.json")
-    }
-
-    fn create_key(&self, path: &Path) -> Result<SecretKey, StateError> {
-        let key = SecretKey::generate(&mut OsEntropy);
-        let mut text = Zeroizing::new(key.to_hex().to_string());
-        text.push('\n');
-        self.create_directory()?;
-        let written = private_file(path, true).and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        });
-        written.map_err(|source| StateError::Io { action: "write", path: path.to_owned(), source })?;
-        Ok(key)
     }
 
     fn create_directory(&self) -> Result<(), StateError> {

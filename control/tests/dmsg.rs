@@ -344,6 +344,19 @@ async fn a_connection_lives_as_long_as_something_uses_it() {
 }
 
 #[tokio::test]
+async fn the_server_says_where_a_session_comes_from() {
+    within(async {
+        let server = server(Hybrid::Offer);
+        let session = session(&server).await;
+        assert!(session.observed_ip().await.unwrap().is_loopback());
+        let asked = server.counters().value(ringwire_dataplane::counters::Counter::IpRequests);
+        assert_eq!(asked, 1);
+        session.ping().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn wrong_servers_are_named() {
     within(async {
         let server = server(Hybrid::Offer);

@@ -5,7 +5,9 @@
 mod bench;
 mod check;
 mod dataplane;
+mod dmsg;
 mod doctor;
+mod keys;
 mod operate;
 mod output;
 mod run;
@@ -37,6 +39,7 @@ const LOG_VARIABLE: &str = "RINGWIRE_LOG";
   ringwire status                    how it does; also with the control plane dead
   ringwire show sessions             who is connected
   ringwire stop                      end it
+  ringwire dmsg curl dmsg://03../    a web page over dmsg
 
 Environment:
   RINGWIRE_STATE   directory of the key and of the note a running server leaves
@@ -72,6 +75,16 @@ enum Command {
     Check(check::Arguments),
     /// Look at what this machine lets a server do
     Doctor(doctor::Arguments),
+    /// Talk to others over dmsg
+    Dmsg {
+        #[command(subcommand)]
+        command: dmsg::Command,
+    },
+    /// Make keys, and show them
+    Keys {
+        #[command(subcommand)]
+        command: keys::Command,
+    },
     /// Measure a server
     Bench {
         #[command(subcommand)]
@@ -122,6 +135,8 @@ pub fn main() -> ExitCode {
         Command::Stop(arguments) => operate::stop(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Dmsg { command } => dmsg::run(command),
+        Command::Keys { command } => keys::run(command),
         Command::Bench { command } => bench::run(command),
     };
     match result {

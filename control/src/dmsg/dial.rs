@@ -1,7 +1,8 @@
-//! Requests of this client on streams it opens: dial (dmsg-wire 10.2) and ping (10.5).
+//! Requests of this client on streams it opens: dial (dmsg-wire 10.2), ping (10.5) and IP request (10.6).
 //!
-//! Dropping either future at any point gives back the port and resets the stream.
+//! Dropping any of these futures at any point gives back the port and resets the stream.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ringwire_dataplane::entropy::OsEntropy;
@@ -15,6 +16,9 @@ use super::error::{DialError, PeerFault, PingError, StreamError};
 use super::raw::{OpenFailure, RawStream};
 use super::shared::Handle;
 use super::stream::Stream;
+
+/// The port an IP request names (dmsg-wire 10.6).
+const IP_PORT: u16 = 1;
 
 /// Dials without a limit of its own.
 pub(super) async fn dial(
@@ -93,6 +97,35 @@ pub(super) async fn ping(handle: &Handle) -> Result<Duration, PingError> {
         Err(StreamError::Disconnected(reason)) => Err(reason.into()),
         Err(error) => Err(PeerFault::Multiplexer(error.to_string()).into()),
     }
+}
+
+/// Asks the server which address it sees this session come from.
+pub(super) async fn observed_ip(handle: &Handle) -> Result<IpAddr, PingError> {
+    let port = handle.ports.reserve().ok_or(PingError::NoPort)?;
+    let request = StreamRequest {
+        timestamp_ns: unix_time_ns(),
+        source: RawAddress { key: Some(handle.local), port: port.port() },
+        destination: RawAddress { key: Some(handle.server), port: IP_PORT },
+        ip_info: true,
+        ..StreamRequest::default()
+    };
+    // The field is one of 2026, and so is every server that answers.
+    let signed = object::sign_object(&handle.secret_key, &request.encode(Generation::Go2026));
+    let mut raw = RawStream::open(handle, handle.seal_object(&signed))?;
+    let mut packet = match raw.read_object().await {
+        Ok(Some(packet)) => packet,
+        Ok(None) | Err(StreamError::Reset) => return Err(PingError::Refused(handle.server)),
+        Err(StreamError::Disconnected(reason)) => return Err(reason.into()),
+        Err(error) => return Err(PeerFault::Multiplexer(error.to_string()).into()),
+    };
+    let signed_response =
+        handle.open_object(&mut packet).map_err(|error| PeerFault::Object(error.to_string()))?;
+    let response = object::open_response(&signed_response, &object::object_hash(&signed), &handle.server)
+        .map_err(PeerFault::from)?;
+    // The server leaves the closing to the client (dmsg-wire 10.6).
+    raw.finish_on_drop();
+    let address = response.ip_address();
+    address.ok_or_else(|| PeerFault::Object("the answer to an IP request holds no address".to_owned()).into())
 }
 
 fn no_answer(error: StreamError, destination: Address) -> DialError {

@@ -196,17 +196,20 @@ pub enum ListenError {
     Disconnected(#[from] Disconnected),
 }
 
-/// Why a ping has no result.
+/// Why a ping or an IP request has no result.
 #[derive(Debug, Error)]
 pub enum PingError {
     /// The connection to the server is over.
-    #[error("cannot ping: {0}")]
+    #[error("cannot ask the server: {0}")]
     Disconnected(#[from] Disconnected),
+    /// All ephemeral ports are taken.
+    #[error("all 16384 ephemeral ports are in use: drop streams that are no longer needed")]
+    NoPort,
     /// The session takes no further stream now.
     #[error("cannot open a stream: {0}")]
     Open(#[from] yamux::OpenError),
     /// No answer. A server of 2024 never answers, which is no proof that the session is dead (dmsg-wire 10.5).
-    #[error("server {server} did not answer a ping within {limit:?}; servers of 2024 never do")]
+    #[error("server {server} did not answer within {limit:?}; servers of 2024 never do")]
     TimedOut {
         /// The server.
         server: PublicKey,
@@ -214,7 +217,7 @@ pub enum PingError {
         limit: Duration,
     },
     /// The server ended the stream without an answer.
-    #[error("server {0} closed the ping's stream without an answer")]
+    #[error("server {0} closed the stream without an answer")]
     Refused(PublicKey),
     /// The server broke the protocol.
     #[error("{0}")]

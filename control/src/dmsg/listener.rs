@@ -1,7 +1,8 @@
 //! Streams that others dial to one of our ports.
 
-use std::fmt;
+use std::{fmt, io};
 
+use ringwire_proto::identity::{Address, PublicKey};
 use tokio::sync::mpsc;
 
 use super::client::ClientHandle;
@@ -46,6 +47,36 @@ impl Listener {
             (Some(stream), _) => Ok(stream),
             (None, Owner::Session(handle)) => Err(handle.disconnected()),
             (None, Owner::Client(client)) => Err(client.disconnected()),
+        }
+    }
+}
+
+/// HTTP over dmsg is HTTP/1.1 on streams, and who asks is an authenticated key (services 0).
+impl axum::serve::Listener for Listener {
+    type Io = Stream;
+    type Addr = Address;
+
+    async fn accept(&mut self) -> (Stream, Address) {
+        match Listener::accept(self).await {
+            Ok(stream) => {
+                let peer = stream.peer_address();
+                (stream, peer)
+            }
+            // The trait has no word for the end: whoever serves learns of it elsewhere, and stops.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Address> {
+        Ok(Address { key: self.owner.key(), port: self.port() })
+    }
+}
+
+impl Owner {
+    fn key(&self) -> PublicKey {
+        match self {
+            Self::Session(handle) => handle.local,
+            Self::Client(client) => client.key(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One session with one server, over which a client dials and listens.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,6 +151,17 @@ impl Session {
     pub async fn ping(&self) -> Result<Duration, PingError> {
         let server = self.handle.server;
         timeout(PING_LIMIT, dial::ping(&self.handle))
+            .await
+            .unwrap_or(Err(PingError::TimedOut { server, limit: PING_LIMIT }))
+    }
+
+    /// Asks the server for the address this session comes from, as it sees it (dmsg-wire 10.6).
+    ///
+    /// # Errors
+    /// See [`PingError`]. Servers of 2024 never answer.
+    pub async fn observed_ip(&self) -> Result<IpAddr, PingError> {
+        let server = self.handle.server;
+        timeout(PING_LIMIT, dial::observed_ip(&self.handle))
             .await
             .unwrap_or(Err(PingError::TimedOut { server, limit: PING_LIMIT }))
     }

@@ -18,6 +18,7 @@ mod inner;
 mod keeper;
 mod memory;
 mod one_per_key;
+mod over_http;
 mod registration;
 mod table;
 
@@ -279,6 +280,10 @@ pub(super) struct ClientHandle(Arc<StopOnDrop>);
 struct StopOnDrop(Arc<Inner>);
 
 impl ClientHandle {
+    pub(super) fn key(&self) -> PublicKey {
+        self.inner().key
+    }
+
     /// Why a listener of this client has ended: only [`Client::close`] ends one.
     pub(super) fn disconnected(&self) -> Disconnected {
         debug_assert!(self.inner().table().is_closed(), "listeners outlive sessions");

@@ -1,0 +1,170 @@
+//! `ringwire dmsg listen`: streams that others dial, to standard output or on to a TCP address.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::carry::carry;
+use super::events::{Place, Reporter, end_asked};
+use super::network::Network;
+use crate::cli::signals::Signals;
+use crate::dmsg::{Listener, Stream};
+
+/// Streams forwarded at a time. More: the next one waits in the listener, whose queue then refuses further ones.
+pub(super) const FORWARDS_MAX: usize = 256;
+
+/// How long a forward waits for its TCP connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Sessions to keep: one more than needed, so that the end of a server does not make this port unreachable.
+pub(super) const SESSIONS: usize = 2;
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  ringwire dmsg listen 9 --key-file my.key               what arrives, stream after stream, on standard output
+  ringwire dmsg listen 9 --once > file                   one stream, then the end
+  ringwire dmsg listen 22 --forward 127.0.0.1:22         each stream becomes a TCP connection
+
+Others reach it with: ringwire dmsg dial PUBLICKEY:PORT. Without --key-file its key is another one each time.
+Events (ready, stream, end) go to standard output, or to the error output when standard output carries the streams.")]
+pub(in crate::cli) struct Arguments {
+    /// Port to listen on
+    #[arg(value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    /// Forward each stream to this TCP address
+    #[arg(long, value_name = "HOST:PORT")]
+    forward: Option<String>,
+    /// End after the first stream
+    #[arg(long)]
+    once: bool,
+    /// Seconds that the other side may stay silent after the TCP connection ended, before the stream ends too
+    #[arg(long, value_name = "S", default_value_t = 10)]
+    linger: u32,
+    /// Events as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    network: Network,
+}
+
+#[derive(Serialize)]
+struct Ready {
+    event: &'static str,
+    public_key: String,
+    port: u16,
+}
+
+#[derive(Serialize)]
+struct Opened {
+    event: &'static str,
+    peer: String,
+}
+
+#[derive(Serialize)]
+struct Ended {
+    event: &'static str,
+    peer: String,
+    sent: u64,
+    received: u64,
+    error: Option<String>,
+}
+
+pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let place = if arguments.forward.is_some() { Place::Output } else { Place::Errors };
+    let reporter = Reporter { json: arguments.json, place };
+    let mut signals = Signals::new()?;
+    let client = arguments.network.connect(SESSIONS).await?;
+    let listener = client.listen(arguments.port)?;
+    let ready = Ready { event: "ready", public_key: client.public_key().to_string(), port: arguments.port };
+    let text = format!("listening on {}:{}", ready.public_key, ready.port);
+    reporter.tell(&ready, &text);
+    let result = tokio::select! {
+        () = end_asked(&mut signals) => Ok(()),
+        served = serve(listener, &arguments, reporter) => served,
+    };
+    client.close().await;
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+async fn serve(mut listener: Listener, arguments: &Arguments, reporter: Reporter) -> anyhow::Result<()> {
+    let linger = Duration::from_secs(arguments.linger.into());
+    let slots = Arc::new(Semaphore::new(FORWARDS_MAX));
+    let mut forwards = JoinSet::new();
+    loop {
+        // Never closed.
+        let slot = Arc::clone(&slots).acquire_owned().await?;
+        while forwards.try_join_next().is_some() {}
+        let stream = listener.accept().await?;
+        reporter.tell(
+            &Opened { event: "stream", peer: peer(&stream) },
+            &format!("stream from {}", peer(&stream)),
+        );
+        let forward = arguments.forward.clone();
+        let work = async move {
+            handle(stream, forward.as_deref(), linger, reporter).await;
+            drop(slot);
+        };
+        // Standard output takes one at a time.
+        if arguments.once || arguments.forward.is_none() {
+            work.await;
+        } else {
+            forwards.spawn(work);
+        }
+        if arguments.once {
+            return Ok(());
+        }
+    }
+}
+
+async fn handle(stream: Stream, forward: Option<&str>, linger: Duration, reporter: Reporter) {
+    let peer = peer(&stream);
+    let result = match forward {
+        None => carry(stream, Never, tokio::io::stdout(), linger).await,
+        Some(address) => match timeout(CONNECT_LIMIT, TcpStream::connect(address)).await {
+            Ok(Ok(connection)) => {
+                connection.set_nodelay(true).ok();
+                let (input, output) = connection.into_split();
+                carry(stream, input, output, linger).await
+            }
+            Ok(Err(error)) => {
+                Err(std::io::Error::new(error.kind(), format!("cannot connect to {address}: {error}")))
+            }
+            Err(_) => Err(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                format!("cannot connect to {address} within {} s", CONNECT_LIMIT.as_secs()),
+            )),
+        },
+    };
+    let (sent, received) = result.as_ref().map_or((0, 0), |carried| (carried.sent, carried.received));
+    let error = result.err().map(|error| error.to_string());
+    let text = match &error {
+        None => format!("end of {peer}: {received} bytes received, {sent} sent"),
+        Some(error) => format!("end of {peer}: {error}"),
+    };
+    reporter.tell(&Ended { event: "end", peer, sent, received, error }, &text);
+}
+
+fn peer(stream: &Stream) -> String {
+    let address = stream.peer_address();
+    format!("{}:{}", address.key, address.port)
+}
+
+/// An input that never has anything and never ends: this side only listens.
+struct Never;
+
+impl tokio::io::AsyncRead for Never {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _context: &mut std::task::Context<'_>,
+        _out: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Pending
+    }
+}

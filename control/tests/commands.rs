@@ -1,0 +1,454 @@
+//! The dmsg and keys commands as people run them: processes against a server and a discovery in this process.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+mod common;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Redirect;
+use axum::routing::{any, get};
+use ringwire::discovery::{DiscoveryClient, DiscoveryError, DiscoveryHost, DiscoverySettings, unix_now_ns};
+use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_dataplane::{Server, ServerConfig};
+use ringwire_proto::entry::{Deployment, ENTRY_VERSION, Entry, ServerPart};
+use ringwire_proto::identity::SecretKey;
+use serde_json::{Value, json};
+
+/// A server, and where commands find it.
+struct Place {
+    directory: tempfile::TempDir,
+    secret_key: SecretKey,
+    server: Server,
+}
+
+impl Place {
+    fn new() -> Self {
+        let secret_key = SecretKey::generate(&mut OsEntropy);
+        let listen = vec!["127.0.0.1:0".parse().unwrap()];
+        let server = Server::start(ServerConfig::new(secret_key.clone(), listen)).unwrap();
+        Self { directory: tempfile::tempdir().unwrap(), secret_key, server }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// `ringwire` with these words; none of the machine's own state is seen.
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringwire"));
+        command.env("RINGWIRE_STATE", self.path("state")).env_remove("RINGWIRE_LOG");
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// The same, over the server.
+    fn over(&self, words: &[&str]) -> Command {
+        let mut command = self.command(words);
+        command.args(["--server", &common::address(&self.server).to_string()]);
+        command
+    }
+
+    fn output(&self, words: &[&str]) -> Output {
+        self.over(words).output().unwrap()
+    }
+
+    /// Makes a key file; returns its path and its public key.
+    fn key(&self, name: &str) -> (String, String) {
+        let path = self.path(name).display().to_string();
+        let output = self.command(&["keys", "generate", &path]).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        (path, text(&output.stdout).trim().to_owned())
+    }
+}
+
+/// A command that runs until it is stopped.
+struct Running {
+    child: Child,
+    ready: Value,
+    events: BufReader<Box<dyn std::io::Read + Send>>,
+}
+
+impl Running {
+    /// Starts it and waits for its ready line on the standard output, or on the error output.
+    fn start(mut command: Command, on_errors: bool) -> Self {
+        let mut child = command.arg("--json").spawn().unwrap();
+        let from: Box<dyn std::io::Read + Send> = if on_errors {
+            Box::new(child.stderr.take().unwrap())
+        } else {
+            Box::new(child.stdout.take().unwrap())
+        };
+        let mut running = Self { child, ready: Value::Null, events: BufReader::new(from) };
+        running.ready = running.event();
+        assert_eq!(running.ready["event"], "ready", "{}", running.ready);
+        running
+    }
+
+    fn event(&mut self) -> Value {
+        let mut line = String::new();
+        self.events.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|_| panic!("no event: {line:?}"))
+    }
+
+    fn key(&self) -> String {
+        self.ready["public_key"].as_str().unwrap().to_owned()
+    }
+
+    /// Ends it as a terminal does, and checks that it ends well.
+    fn stop(mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-INT", &pid]).status().unwrap().success());
+        assert_eq!(self.exit_code(), Some(0));
+    }
+
+    fn exit_code(&mut self) -> Option<i32> {
+        let started = Instant::now();
+        while started.elapsed() < common::PATIENCE {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the command does not end");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn json_of(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+}
+
+fn last_line(output: &Output) -> Value {
+    let line = text(&output.stdout).lines().last().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|_| panic!("{output:?}"))
+}
+
+/// A discovery that lists the server, and its URL.
+async fn discovery(place: &Place) -> (DiscoveryHost, String) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let settings = DiscoverySettings::new(Deployment::Test);
+    let host = DiscoveryHost::start(listener, settings, place.path("discovery.json")).unwrap();
+    let mut entry = Entry {
+        version: ENTRY_VERSION.to_owned(),
+        timestamp_ns: unix_now_ns(),
+        server: Some(ServerPart {
+            address: place.server.addresses()[0].to_string(),
+            available_sessions: 100,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    entry.sign(&place.secret_key);
+    DiscoveryClient::new(&url).unwrap().put(&entry).await.unwrap();
+    (host, url)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+}
+
+#[test]
+fn keys_are_made_once_and_shown_on_request_only() {
+    let place = Place::new();
+    let (path, public_key) = place.key("my.key");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let secret = std::fs::read_to_string(&path).unwrap().trim().to_owned();
+    assert_eq!(SecretKey::from_hex(&secret).unwrap().public_key().to_string(), public_key);
+
+    let again = place.command(&["keys", "generate", &path]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("not overwritten"), "{again:?}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap().trim(), secret);
+
+    let shown = place.command(&["keys", "show", &path]).output().unwrap();
+    assert_eq!(text(&shown.stdout).trim(), public_key);
+    let shown = json_of(&place.command(&["keys", "show", &path, "--json"]).output().unwrap());
+    assert_eq!(shown, json!({ "public_key": public_key, "file": path }));
+    let shown = json_of(&place.command(&["keys", "show", &path, "--json", "--secret"]).output().unwrap());
+    assert_eq!(shown["secret_key"], secret);
+
+    let absent = place.command(&["keys", "show"]).output().unwrap();
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(text(&absent.stderr).contains("ringwire keys generate"), "{absent:?}");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let exposed = place.output(&["dmsg", "ping", &public_key, "--key-file", &path]);
+    assert_eq!(exposed.status.code(), Some(1));
+    assert!(text(&exposed.stderr).contains(&format!("chmod 600 {path}")), "{exposed:?}");
+}
+
+#[test]
+fn ping_measures_servers_and_ports() {
+    let place = Place::new();
+    let server = place.server.public_key().to_string();
+    let output = place.output(&["dmsg", "ping", &server, "--count", "3", "--interval", "0", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let lines: Vec<Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert!(lines[..3].iter().all(|line| line["round_trip_us"].as_f64().unwrap() > 0.0), "{lines:?}");
+    assert_eq!((&lines[3]["answered"], &lines[3]["target"]), (&json!(3), &json!(server)));
+    assert!(lines[3]["min_us"].as_f64() <= lines[3]["max_us"].as_f64());
+
+    // A port where somebody listens, and one where nobody does.
+    let listener = Running::start(place.over(&["dmsg", "listen", "9"]), true);
+    let target = format!("{}:9", listener.key());
+    let output = place.output(&["dmsg", "ping", &target, "-c", "2", "-i", "0"]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(text(&output.stdout).contains("2 of 2 answered"), "{output:?}");
+    let nobody = format!("{}:10", listener.key());
+    let output = place.output(&["dmsg", "ping", &nobody, "-c", "1", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(last_line(&output)["answered"], 0);
+    assert!(text(&output.stdout).contains("dmsg error 202"), "{output:?}");
+    listener.stop();
+}
+
+#[test]
+fn curl_and_serve_a_directory() {
+    let place = Place::new();
+    let directory = place.path("public");
+    std::fs::create_dir_all(directory.join("sub")).unwrap();
+    std::fs::write(directory.join("index.html"), "<p>hello</p>").unwrap();
+    let large: Vec<u8> = (0..3_000_000_u32).map(|number| (number % 251) as u8).collect();
+    std::fs::write(directory.join("sub/large.bin"), &large).unwrap();
+    let server = Running::start(place.over(&["dmsg", "serve", "--dir", directory.to_str().unwrap()]), false);
+    let url = server.ready["url"].as_str().unwrap().to_owned();
+    assert_eq!(url, format!("dmsg://{}/", server.key()));
+
+    let output = place.output(&["dmsg", "curl", &url]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(text(&output.stdout), "<p>hello</p>");
+    let report = json_of(&place.output(&["dmsg", "curl", "--json", &url]));
+    assert_eq!(report["status"], 200);
+    assert_eq!(report["headers"]["content-type"][0], "text/html");
+    assert_eq!((&report["body"], &report["body_bytes"]), (&json!("<p>hello</p>"), &json!(12)));
+
+    let file = place.path("fetched");
+    let path = file.to_str().unwrap();
+    let output = place.output(&["dmsg", "curl", "-o", path, &format!("{url}sub/large.bin")]);
+    assert!(output.status.success() && output.stdout.is_empty(), "{output:?}");
+    assert!(std::fs::read(&file).unwrap() == large);
+
+    // Nothing outside of the directory.
+    std::fs::write(place.path("outside"), "secret").unwrap();
+    for outside in ["../outside", "%2e%2e/outside", "sub/../../outside"] {
+        let output = place.output(&["dmsg", "curl", "--json", "--fail", &format!("{url}{outside}")]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let report = json_of(&output);
+        assert!(report["status"].as_u64().unwrap() >= 400 && report["body"] != "secret", "{report}");
+    }
+    server.stop();
+}
+
+#[test]
+fn curl_speaks_http_to_a_web_server_behind_serve() {
+    let place = Place::new();
+    let runtime = runtime();
+    let web = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let echo = any(|headers: HeaderMap, request: axum::extract::Request| async move {
+            let method = request.method().to_string();
+            let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+            let named = |name: &str| headers.get(name).map(|value| value.to_str().unwrap().to_owned());
+            let answer = json!({
+                "method": method,
+                "body": text(&body),
+                "x": named("x-mine"),
+                "from": named("x-forwarded-for"),
+                "host": named("host"),
+            });
+            (StatusCode::CREATED, answer.to_string())
+        });
+        let router = Router::new()
+            .route("/echo", echo)
+            .route("/old", get(|| async { Redirect::temporary("/echo") }))
+            .route("/out", get(|| async { Redirect::temporary("http://example.com/") }))
+            .route("/round", get(|| async { Redirect::temporary("/round") }));
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        address.to_string()
+    });
+    let server = Running::start(place.over(&["dmsg", "serve", "--to", &web, "--port", "8080"]), false);
+    let url = format!("dmsg://{}:8080", server.key());
+    let (key_file, key) = place.key("caller.key");
+
+    let echo = format!("{url}/echo");
+    let output = place.output(&[
+        "dmsg",
+        "curl",
+        "--json",
+        "-H",
+        "X-Mine: 7",
+        "-d",
+        "posted",
+        "--key-file",
+        &key_file,
+        &echo,
+    ]);
+    let report = json_of(&output);
+    assert_eq!(report["status"], 201, "{report}");
+    let answer: Value = serde_json::from_str(report["body"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&answer["method"], &answer["body"], &answer["x"]),
+        (&json!("POST"), &json!("posted"), &json!("7"))
+    );
+    assert!(answer["from"].as_str().unwrap().starts_with(&key), "the caller is authenticated: {answer}");
+    assert_eq!(answer["host"], url.strip_prefix("dmsg://").unwrap());
+
+    let output = place.output(&["dmsg", "curl", "-i", "-X", "PUT", &format!("{url}/old")]);
+    assert!(text(&output.stdout).contains("405"), "{output:?}");
+    let output = place.output(&["dmsg", "curl", "-i", &format!("{url}/old")]);
+    assert!(text(&output.stdout).contains("location: /echo"), "{output:?}");
+    let report = json_of(&place.output(&["dmsg", "curl", "-L", "--json", &format!("{url}/old")]));
+    assert_eq!((&report["status"], &report["url"]), (&json!(201), &json!(echo)));
+    let output = place.output(&["dmsg", "curl", "-L", &format!("{url}/out")]);
+    assert!(text(&output.stderr).contains("out of dmsg"), "{output:?}");
+    let output = place.output(&["dmsg", "curl", "-L", &format!("{url}/round")]);
+    assert!(text(&output.stderr).contains("more than 10"), "{output:?}");
+
+    // Without its web server, it says so.
+    drop(runtime);
+    let output = place.output(&["dmsg", "curl", "--json", &echo]);
+    assert_eq!(json_of(&output)["status"], 502, "{output:?}");
+    server.stop();
+}
+
+#[test]
+fn listen_and_dial_carry_standard_input_and_output() {
+    let place = Place::new();
+    let mut listener = Running::start(place.over(&["dmsg", "listen", "9", "--once"]), true);
+    let target = format!("{}:9", listener.key());
+    let mut dialler =
+        place.over(&["dmsg", "dial", &target, "--linger", "0"]).stdin(Stdio::piped()).spawn().unwrap();
+    let sent: Vec<u8> = (0..1_000_000_u32).map(|number| (number % 253) as u8).collect();
+    let (mut input, bytes) = (dialler.stdin.take().unwrap(), sent.clone());
+    // What is under way is bounded: somebody must read at the other end.
+    let writing = std::thread::spawn(move || input.write_all(&bytes).unwrap());
+    let mut received = Vec::new();
+    listener.child.stdout.take().unwrap().read_to_end(&mut received).unwrap();
+    assert!(received == sent, "{} bytes of {}", received.len(), sent.len());
+    writing.join().unwrap();
+    assert!(dialler.wait_with_output().unwrap().status.success());
+    assert_eq!(listener.event()["event"], "stream");
+    let end = listener.event();
+    assert_eq!((&end["event"], &end["received"]), (&json!("end"), &json!(1_000_000)));
+    assert_eq!(listener.exit_code(), Some(0));
+}
+
+#[test]
+fn tcp_connections_go_through_both_ends() {
+    let place = Place::new();
+    // Answers only after the whole question: the end of the question must not end the answer.
+    let web = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = web.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        for connection in web.incoming() {
+            let mut connection = connection.unwrap();
+            std::thread::spawn(move || {
+                let mut question = [0; 8];
+                connection.read_exact(&mut question).unwrap();
+                connection.write_all(&question).unwrap();
+                connection.write_all(&[b'.'; 100_000]).unwrap();
+            });
+        }
+    });
+    let listener = Running::start(place.over(&["dmsg", "listen", "22", "--forward", &address]), false);
+    let target = format!("{}:22", listener.key());
+    let mut dialler = Running::start(place.over(&["dmsg", "dial", &target, "--from", "127.0.0.1:0"]), false);
+    let near = dialler.ready["address"].as_str().unwrap().to_owned();
+    for number in 0..3 {
+        let mut connection = std::net::TcpStream::connect(&near).unwrap();
+        connection.write_all(format!("number {number}").as_bytes()).unwrap();
+        connection.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).unwrap();
+        assert!(answer.starts_with(format!("number {number}").as_bytes()));
+        assert_eq!(answer.len(), 100_008);
+        let end = dialler.event();
+        assert_eq!(
+            (&end["sent"], &end["received"], &end["error"]),
+            (&json!(8), &json!(100_008), &Value::Null)
+        );
+    }
+    dialler.stop();
+    listener.stop();
+}
+
+#[test]
+fn a_discovery_finds_everybody_and_forgets_who_leaves() {
+    let place = Place::new();
+    let runtime = runtime();
+    let (host, url) = runtime.block_on(discovery(&place));
+    let (key_file, key) = place.key("listener.key");
+    let words = ["dmsg", "listen", "9", "--discovery", &url, "--key-file", &key_file];
+    let listener = Running::start(place.command(&words), true);
+    assert_eq!(listener.key(), key);
+    let client = DiscoveryClient::new(&url).unwrap();
+    let listener_key = key.parse().unwrap();
+    let entry = runtime.block_on(client.entry(&listener_key)).unwrap();
+    assert_eq!(entry.client.unwrap().delegated_servers.unwrap(), [place.server.public_key()]);
+
+    let target = format!("{key}:9");
+    let output = place.command(&["dmsg", "ping", &target, "-c", "1", "--discovery", &url]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let server = place.server.public_key().to_string();
+    let output = place.command(&["dmsg", "ping", &server, "-c", "1", "--discovery", &url]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    // A second process with the same key would evict the first: nothing forbids it, but the entry stays whole.
+    listener.stop();
+    let error = runtime.block_on(client.entry(&listener_key)).unwrap_err();
+    assert!(matches!(error, DiscoveryError::NotFound { .. }), "{error}");
+    let output = place.command(&["dmsg", "ping", &key, "-c", "1", "--discovery", &url]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("dmsg error 100"), "{output:?}");
+    runtime.block_on(host.stop());
+}
+
+#[test]
+fn mistakes_are_told_with_their_cure() {
+    let place = Place::new();
+    let (_, key) = place.key("any.key");
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let absent_server = format!("{key}@{nobody}");
+    let cases: [(&[&str], i32, &str); 9] = [
+        (&["dmsg", "ping", &key], 1, "ringwire run"),
+        (&["dmsg", "ping", "nobody"], 2, "PK:PORT"),
+        (
+            &["dmsg", "ping", &key, "--server", &absent_server, "--connect-limit", "1"],
+            1,
+            "is the server running",
+        ),
+        (&["dmsg", "ping", &key, "--discovery", "ftp://x"], 1, "http://HOST"),
+        (&["dmsg", "curl", "http://example.com"], 2, "dmsg://PUBLICKEY"),
+        (&["dmsg", "dial", &key], 2, "found no port"),
+        (&["dmsg", "serve"], 2, "--dir"),
+        (&["dmsg", "serve", "--dir", "/nonexistent"], 1, "not a directory"),
+        (&["dmsg", "listen", "9", "--key-file", "/nonexistent"], 1, "ringwire keys generate"),
+    ];
+    for (words, code, cure) in cases {
+        let output = place.command(words).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {output:?}");
+        assert!(text(&output.stderr).contains(cure), "{words:?}: {output:?}");
+    }
+    for command in ["ping", "curl", "listen", "dial", "serve"] {
+        let output = place.command(&["dmsg", command, "--help"]).output().unwrap();
+        assert!(output.status.success() && text(&output.stdout).contains("Examples:"), "{command}");
+        assert!(text(&output.stdout).contains("--json"), "{command}");
+    }
+}
