@@ -78,7 +78,18 @@ impl Peer {
         hybrid: Hybrid,
         behind: &[u8],
     ) -> Result<Self, String> {
-        let mut socket = TcpStream::connect(address).map_err(|error| error.to_string())?;
+        let socket = TcpStream::connect(address).map_err(|error| error.to_string())?;
+        Self::handshake_over(socket, secret, server, hybrid, behind)
+    }
+
+    /// As [`handshake`](Self::handshake), on a connection that exists.
+    pub fn handshake_over(
+        mut socket: TcpStream,
+        secret: SecretKey,
+        server: PublicKey,
+        hybrid: Hybrid,
+        behind: &[u8],
+    ) -> Result<Self, String> {
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         let mut noise =
@@ -303,6 +314,11 @@ impl Peer {
         sign_object(&self.secret, &request.encode(Generation::Go2024))
     }
 
+    /// As a client of 2026 does, who can ask for its address.
+    pub fn sign_2026(&self, request: &StreamRequest) -> Vec<u8> {
+        sign_object(&self.secret, &request.encode(Generation::Go2026))
+    }
+
     /// Answers a request that arrived on a stream the server opened; returns the stream.
     pub fn answer(&mut self) -> u32 {
         let stream = self.accept();
@@ -349,7 +365,7 @@ pub fn pattern(seed: u64, from: usize, len: usize) -> Vec<u8> {
         .collect()
 }
 
-fn write_frame(socket: &mut TcpStream, noise: &mut Handshake, behind: &[u8]) {
+pub fn write_frame(socket: &mut TcpStream, noise: &mut Handshake, behind: &[u8]) {
     let mut message = Vec::new();
     noise.write_message(&mut message).unwrap();
     let mut frame = (message.len() as u16).to_be_bytes().to_vec();
@@ -359,7 +375,7 @@ fn write_frame(socket: &mut TcpStream, noise: &mut Handshake, behind: &[u8]) {
     let _ = socket.write_all(&frame);
 }
 
-fn read_frame(socket: &mut TcpStream) -> Result<Vec<u8>, String> {
+pub fn read_frame(socket: &mut TcpStream) -> Result<Vec<u8>, String> {
     let mut reader = FrameReader::new(4094);
     loop {
         let mut byte = [0; 1];
