@@ -177,6 +177,17 @@ impl UringDriver {
         SocketKey { index, generation: slot.generation }
     }
 
+    /// Takes back what is pending on a socket.
+    fn cancel(&mut self, socket: SocketKey, receiving: bool, sending: bool) {
+        for (kind, is_pending) in [(Kind::Receive, receiving), (Kind::Send, sending)] {
+            if is_pending {
+                let operation = Token::new(kind, socket.index, socket.generation);
+                let entry = op::cancel(operation, Token::new(Kind::Cancel, socket.index, socket.generation));
+                self.push(&entry);
+            }
+        }
+    }
+
     /// Closes the descriptor once nothing of it is with the kernel.
     fn finish_close(&mut self, index: u32) {
         let slot = &mut self.sockets[index as usize];
@@ -377,12 +388,9 @@ impl Driver for UringDriver {
     }
 
     fn recall(&mut self, socket: SocketKey) {
-        let Some(slot) = self.slot(socket).filter(|slot| slot.receiving || slot.sending.is_some()) else {
-            return;
-        };
-        let Some(descriptor) = slot.descriptor.as_ref().map(AsRawFd::as_raw_fd) else { return };
-        let entry = op::cancel(descriptor, Token::new(Kind::Cancel, socket.index, socket.generation));
-        self.push(&entry);
+        let Some(slot) = self.slot(socket) else { return };
+        let (receiving, sending) = (slot.receiving, slot.sending.is_some());
+        self.cancel(socket, receiving, sending);
     }
 
     fn close(&mut self, socket: SocketKey) {
@@ -392,14 +400,10 @@ impl Driver for UringDriver {
         if let Some(descriptor) = &slot.descriptor {
             let _ = rustix::net::shutdown(descriptor, rustix::net::Shutdown::Both);
         }
-        let pending = slot.receiving || slot.sending.is_some();
-        let Some(descriptor) = slot.descriptor.as_ref().map(AsRawFd::as_raw_fd) else { return };
-        if pending {
-            let entry = op::cancel(descriptor, Token::new(Kind::Cancel, socket.index, socket.generation));
-            self.push(&entry);
-        } else {
-            self.finish_close(socket.index);
-        }
+        let (receiving, sending) = (slot.receiving, slot.sending.is_some());
+        self.cancel(socket, receiving, sending);
+        // At once if nothing is pending.
+        self.finish_close(socket.index);
     }
 
     fn turn(&mut self, wait: Wait, batch: &mut Batch) -> Result<(), DriverError> {
