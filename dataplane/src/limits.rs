@@ -124,11 +124,14 @@ pub const SUBMISSION_ENTRIES: u32 = 1024;
 /// Completion queue entries: sized for multishot accepts and for a turn's receives and sends.
 pub const COMPLETION_ENTRIES: u32 = 4 * SUBMISSION_ENTRIES;
 
-/// Bytes one half-open connection may have sent and we have not judged: a handshake message with its length (1,235 bytes at
-/// most, dmsg-wire 2.8), a PROXY header in front of it, or what follows message 3. When they are that many nothing more is
-/// received until some are used; the rest waits in the kernel. With the state of the handshake this keeps a stranger below
-/// [`STRANGER_LEN_MAX`].
+/// Bytes one half-open connection may have sent and we have not judged: message 1 with its length (1,235 bytes at most,
+/// dmsg-wire 2.8), and a PROXY header in front of it. When they are that many nothing more is received until some are used;
+/// the rest waits in the kernel.
 pub const STRANGER_STASH_LEN_MAX: usize = 1536;
+
+/// The same once message 1 is being answered: message 3 with its length (67 bytes), and what follows it. Less, because now
+/// there is the state of the handshake too, and together they must stay below [`STRANGER_LEN_MAX`].
+pub const ANSWERED_STASH_LEN_MAX: usize = 512;
 
 /// Memory of one connection before its peer has proved its key, in bytes, all of ours in: tables, bytes, handshake.
 pub const STRANGER_LEN_MAX: usize = 4096;

@@ -26,7 +26,12 @@ impl Key {
 pub struct Slab<T> {
     entries: Vec<Entry<T>>,
     free: Vec<u32>,
+    /// Above the generation of every place that was given back to the allocator.
+    generation_floor: u32,
 }
+
+/// Places below which a table is never made smaller.
+const PLACES_KEPT: usize = 256;
 
 #[derive(Debug)]
 struct Entry<T> {
@@ -36,7 +41,7 @@ struct Entry<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), free: Vec::new() }
+        Self { entries: Vec::new(), free: Vec::new(), generation_floor: 0 }
     }
 }
 
@@ -49,8 +54,9 @@ impl<T> Slab<T> {
             return Key { index, generation: entry.generation };
         }
         let index = self.entries.len() as u32;
-        self.entries.push(Entry { generation: 0, value: Some(value) });
-        Key { index, generation: 0 }
+        let generation = self.generation_floor;
+        self.entries.push(Entry { generation, value: Some(value) });
+        Key { index, generation }
     }
 
     /// The value behind a key, unless the place was emptied since.
@@ -85,7 +91,29 @@ impl<T> Slab<T> {
         let value = entry.value.take()?;
         entry.generation = entry.generation.wrapping_add(1);
         self.free.push(key.index);
+        // Looked at now and then, for looking is a walk.
+        let is_due = self.is_empty() || self.free.len().is_multiple_of(PLACES_KEPT);
+        if is_due && self.entries.len() > PLACES_KEPT && 4 * self.len() < self.entries.len() {
+            self.shrink();
+        }
         Some(value)
+    }
+
+    /// Gives empty places at the end back, once the table is mostly empty: after a crowd it is as small as before. New
+    /// tenants of such a place begin above every generation it had, so that former keys go on finding nothing.
+    fn shrink(&mut self) {
+        let used = self.entries.iter().rposition(|entry| entry.value.is_some()).map_or(0, |last| last + 1);
+        let kept = used.max(PLACES_KEPT);
+        // Only when it is worth the walk; a tenant far behind keeps the table as it is.
+        if 2 * kept > self.entries.len() {
+            return;
+        }
+        for entry in self.entries.drain(kept..) {
+            self.generation_floor = self.generation_floor.max(entry.generation);
+        }
+        self.entries.shrink_to(2 * kept);
+        self.free.retain(|&index| (index as usize) < kept);
+        self.free.shrink_to(2 * kept);
     }
 
     /// Places in the table, empty ones included.
@@ -118,7 +146,7 @@ impl<T> Slab<T> {
     /// A table in which each key finds its value, and no key that found nothing before finds one.
     pub fn from_entries(generations: &[u32], values: impl IntoIterator<Item = (Key, T)>) -> Self {
         let entries = generations.iter().map(|&generation| Entry { generation, value: None }).collect();
-        let mut slab = Self { entries, free: Vec::new() };
+        let mut slab = Self { entries, free: Vec::new(), generation_floor: 0 };
         for (key, value) in values {
             let places = key.index as usize + 1;
             if slab.entries.len() < places {
@@ -168,5 +196,21 @@ mod tests {
         assert_eq!(slab.remove(first), None);
         assert_eq!(slab.find(second), Some(&"second"));
         assert_eq!(slab.len(), 1);
+    }
+
+    #[test]
+    fn a_crowd_leaves_no_places_behind_and_its_keys_find_nothing() {
+        let mut slab = Slab::default();
+        let mut former = Vec::new();
+        for round in 0..3 {
+            let keys: Vec<Key> = (0..10_000).map(|value| slab.insert(value)).collect();
+            assert!(former.iter().all(|&key| slab.find(key).is_none()), "round {round}");
+            for &key in &keys {
+                assert!(slab.remove(key).is_some());
+            }
+            assert!(slab.entries.capacity() <= 4 * PLACES_KEPT && slab.free.capacity() <= 4 * PLACES_KEPT);
+            former.extend(keys);
+        }
+        assert!(slab.is_empty());
     }
 }

@@ -38,6 +38,9 @@ pub(super) enum HandshakeFault {
     /// More bytes than were asked for.
     #[error("more bytes arrived than a stranger may send")]
     Excess,
+    /// Bytes behind message 1: nobody can know what to say before message 2 (dmsg-wire 2.3).
+    #[error("bytes arrived behind message 1, before it was answered")]
+    Early,
 }
 
 impl<D: Driver> Worker<D> {
@@ -65,10 +68,17 @@ impl<D: Driver> Worker<D> {
         let Some(session) = self.sessions.find_mut(key) else { return Ok(()) };
         let prefix = Prefix::from(session.peer_address.ip());
         let Phase::Handshake(half_open) = &mut session.phase else { return Ok(()) };
-        if !matches!(half_open.step, Step::First | Step::Third(_)) {
-            return Ok(());
+        let is_first = match half_open.step {
+            Step::First => true,
+            Step::Third(_) => false,
+            Step::Greeting if !half_open.stash.is_empty() => return Err(HandshakeFault::Early),
+            Step::Opening | Step::Greeting | Step::Proving | Step::Proven => return Ok(()),
+        };
+        let len_max = half_open.stash_len_max();
+        let Some(frame) = cut_frame(&mut half_open.stash, len_max)? else { return Ok(()) };
+        if is_first && !half_open.stash.is_empty() {
+            return Err(HandshakeFault::Early);
         }
-        let Some(frame) = cut_frame(&mut half_open.stash)? else { return Ok(()) };
         let work = match std::mem::replace(&mut half_open.step, Step::Greeting) {
             Step::Third(handshake) => {
                 half_open.step = Step::Proving;
@@ -281,11 +291,11 @@ fn keep(stash: &mut Vec<u8>, bytes: &[u8]) {
     stash.extend_from_slice(bytes);
 }
 
-/// Takes the frame at the front of a stash, length included, once it is whole.
-fn cut_frame(stash: &mut Vec<u8>) -> Result<Option<Vec<u8>>, FrameError> {
+/// Takes the frame at the front of a stash, length included, once it is whole. It has `len_max` bytes at most.
+fn cut_frame(stash: &mut Vec<u8>, len_max: usize) -> Result<Option<Vec<u8>>, FrameError> {
     let Some(prefix) = stash.first_chunk::<PREFIX_LEN>() else { return Ok(None) };
     let len = usize::from(u16::from_be_bytes(*prefix));
-    let limit = limits::STRANGER_STASH_LEN_MAX - PREFIX_LEN;
+    let limit = len_max - PREFIX_LEN;
     if len > limit {
         return Err(FrameError::TooLong { len, limit });
     }
@@ -309,13 +319,12 @@ mod tests {
         let mut stash = Vec::new();
         for &byte in &[0, 3, 1, 2] {
             keep(&mut stash, &[byte]);
-            assert_eq!(cut_frame(&mut stash), Ok(None));
+            assert_eq!(cut_frame(&mut stash, 512), Ok(None));
         }
         keep(&mut stash, &[3, 9, 9]);
-        assert_eq!(cut_frame(&mut stash), Ok(Some(vec![0, 3, 1, 2, 3])));
+        assert_eq!(cut_frame(&mut stash, 512), Ok(Some(vec![0, 3, 1, 2, 3])));
         assert_eq!(stash, [9, 9]);
-        let limit = limits::STRANGER_STASH_LEN_MAX - 2;
-        assert_eq!(cut_frame(&mut stash), Err(FrameError::TooLong { len: 0x0909, limit }));
+        assert_eq!(cut_frame(&mut stash, 512), Err(FrameError::TooLong { len: 0x0909, limit: 510 }));
     }
 
     #[test]

@@ -89,9 +89,17 @@ pub(crate) enum Step {
 }
 
 impl HalfOpen {
+    /// Bytes it may have in its stash.
+    pub(crate) fn stash_len_max(&self) -> usize {
+        match self.step {
+            Step::Opening | Step::First => limits::STRANGER_STASH_LEN_MAX,
+            Step::Greeting | Step::Third(_) | Step::Proving | Step::Proven => limits::ANSWERED_STASH_LEN_MAX,
+        }
+    }
+
     /// Bytes that may still be received before some are judged.
     pub(crate) fn room(&self) -> usize {
-        limits::STRANGER_STASH_LEN_MAX.saturating_sub(self.stash.len())
+        self.stash_len_max().saturating_sub(self.stash.len())
     }
 
     /// A job of it is with the handshake lane.

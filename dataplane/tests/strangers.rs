@@ -1,0 +1,213 @@
+//! What thousands of strangers cost before they have proved anything: at most 4 KiB of memory each, all in, and given back.
+//!
+//! A counting allocator watches this process, which is the server; the strangers are another process (this program again), so
+//! that neither runs out of descriptors. `RINGWIRE_STRANGERS=15000` makes the crowd as large as the promise says; the times of
+//! honest handshakes beside it are printed with `--nocapture`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
+
+mod support;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ringwire_dataplane::Server;
+use ringwire_dataplane::counters::Counter;
+use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_dataplane::limits::{ANSWERED_STASH_LEN_MAX, STRANGER_LEN_MAX, STRANGER_STASH_LEN_MAX};
+use ringwire_proto::identity::{PublicKey, SecretKey};
+use ringwire_proto::noise::{Handshake, Hybrid, Pattern, Role};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use support::drivers::on_each_driver;
+use support::{LIMIT, Peer, read_frame, start_server_with};
+
+struct Counting;
+
+/// Bytes allocated and not freed.
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: needed to count; every call is passed on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LIVE.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The counter is one for the program: one test at a time.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+on_each_driver!(silent_connections, connections_with_a_full_stash, connections_that_stop_after_message_1);
+
+/// What the strangers of the other process do.
+#[derive(Clone, Copy)]
+enum Manner {
+    /// Connect and say nothing.
+    Silent,
+    /// Send as much of a first message as is kept, and a byte more now and then.
+    Full,
+    /// Send message 1, read the answer, and then as much of something as is kept.
+    Third,
+}
+
+/// Environment of the other process: address, key, number, manner.
+const STRANGERS: &str = "RINGWIRE_STRANGERS_OF";
+
+fn crowd(usual: usize) -> usize {
+    std::env::var("RINGWIRE_STRANGERS").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+fn silent_connections() {
+    measure(Manner::Silent, crowd(1500));
+}
+
+fn connections_with_a_full_stash() {
+    measure(Manner::Full, crowd(1500));
+}
+
+fn connections_that_stop_after_message_1() {
+    // Each costs its client and the lane a key agreement.
+    measure(Manner::Third, crowd(1500).min(600));
+}
+
+fn measure(manner: Manner, count: usize) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = start_server_with(|config| config.half_open_max = 20_000);
+    Peer::connect(&server).settle();
+    wait_for("the first client to leave", || server.report().unwrap().sessions.is_empty());
+    let before = LIVE.load(Ordering::Relaxed);
+    let strangers = spawn_strangers(&server, manner, count);
+    // Those that came first may be timed out already when the last ones come: what counts is each one's share.
+    let report = server.report().unwrap();
+    let held = LIVE.load(Ordering::Relaxed).saturating_sub(before);
+    assert!(report.half_open >= count / 10, "only {} of {count} are there", report.half_open);
+    assert_eq!(report.held_len, 0, "no page of buffer memory is held");
+    let each = held / report.half_open;
+    println!("{} strangers: {each} bytes each", report.half_open);
+    assert!(each <= STRANGER_LEN_MAX, "{each} bytes for each of {}", report.half_open);
+    // Honest clients beside them.
+    let mut times: Vec<Duration> = (0..50)
+        .map(|_| {
+            let started = Instant::now();
+            Peer::connect(&server).settle();
+            started.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    println!("honest handshakes: p50 {:?}, p99 {:?}", times[25], times[49]);
+    drop(strangers);
+    wait_for("everybody to be gone", || {
+        let report = server.report().unwrap();
+        report.half_open + report.sessions.len() == 0
+    });
+    std::thread::sleep(Duration::from_millis(100));
+    println!("kept: {} bytes", LIVE.load(Ordering::Relaxed).saturating_sub(before));
+    wait_for("the memory to come back", || {
+        LIVE.load(Ordering::Relaxed).saturating_sub(before) <= KEPT_MAX + KEPT_EACH_MAX * count
+    });
+    assert_eq!(server.counters().value(Counter::SessionsOpened), 51, "none of the honest failed");
+}
+
+/// What may stay after a crowd, in bytes: room in lists whatever its size was (most of it in the wheel of timers), and a little
+/// for each.
+const KEPT_MAX: usize = 768 * 1024;
+const KEPT_EACH_MAX: usize = 32;
+
+fn wait_for(what: &str, mut is_met: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !is_met() {
+        assert!(Instant::now() < deadline, "in vain: {what} ({} bytes live)", LIVE.load(Ordering::Relaxed));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Starts the other process, and returns when all its strangers are connected and have said what they say.
+fn spawn_strangers(server: &Server, manner: Manner, count: usize) -> Strangers {
+    let order = format!("{} {} {count} {}", server.addresses()[0], server.public_key(), manner as u8);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_strangers_of_another_process", "--nocapture"])
+        .env(STRANGERS, order)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let strangers = Strangers(child);
+    assert!(lines.any(|line| line.unwrap().contains("all there")), "the strangers failed");
+    strangers
+}
+
+/// The other process; it ends with this.
+struct Strangers(Child);
+
+impl Drop for Strangers {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Not a test by itself: the body of the other process.
+#[test]
+fn the_strangers_of_another_process() {
+    let Ok(order) = std::env::var(STRANGERS) else { return };
+    let words: Vec<&str> = order.split(' ').collect();
+    let (address, key): (SocketAddr, PublicKey) = (words[0].parse().unwrap(), words[1].parse().unwrap());
+    let (count, manner): (usize, u8) = (words[2].parse().unwrap(), words[3].parse().unwrap());
+    raise_descriptors();
+    let mut first = Vec::new();
+    let secret = SecretKey::generate(&mut OsEntropy);
+    let mut noise =
+        Handshake::new(Pattern::Xk, Role::Initiator, &secret, Some(&key), Hybrid::Offer, &mut OsEntropy)
+            .unwrap();
+    noise.write_message(&mut first).unwrap();
+    let frame = [&(first.len() as u16).to_be_bytes()[..], &first].concat();
+    // The longest frame that is waited for, but for its last byte.
+    let stuffing = |len_max: usize| {
+        let mut stuffing = vec![7; len_max - 1];
+        stuffing[..2].copy_from_slice(&((len_max - 2) as u16).to_be_bytes());
+        stuffing
+    };
+    let mut sockets: Vec<TcpStream> = Vec::with_capacity(count);
+    for _ in 0..count {
+        let mut socket = TcpStream::connect(address).unwrap();
+        if manner == Manner::Full as u8 {
+            let _ = socket.write_all(&stuffing(STRANGER_STASH_LEN_MAX));
+        } else if manner == Manner::Third as u8 {
+            let _ = socket.write_all(&frame);
+        }
+        sockets.push(socket);
+    }
+    if manner == Manner::Third as u8 {
+        for socket in &mut sockets {
+            socket.set_read_timeout(Some(LIMIT)).unwrap();
+            if read_frame(socket).is_ok() {
+                let _ = socket.write_all(&stuffing(ANSWERED_STASH_LEN_MAX));
+            }
+        }
+    }
+    // The server has it all once it has answered somebody who comes later.
+    std::thread::sleep(Duration::from_millis(100));
+    println!("all there");
+    let _ = std::io::stdin().read(&mut [0; 1]);
+}
+
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).unwrap();
+}
