@@ -21,6 +21,7 @@ use ringwire_proto::entry::Deployment;
 use ringwire_proto::identity::SecretKey;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
@@ -311,8 +312,8 @@ impl Services {
     }
 
     /// How the registrations stand.
-    pub fn standings(&self) -> Vec<Standing> {
-        self.registration.standings()
+    pub fn standings(&self) -> Vec<watch::Receiver<Standing>> {
+        self.registration.watch()
     }
 
     /// Ends all of them. With `remove` the entries are removed from the discoveries first: the server is going away.

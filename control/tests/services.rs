@@ -5,11 +5,12 @@
 mod common;
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::process::{PATIENCE, Planes, ringwire, send};
+use common::process::{PATIENCE, Planes, json, ringwire, send};
 use ringwire::discovery::{DiscoveryClient, DiscoveryHost, DiscoverySettings};
 use ringwire::dmsg::{ServerAddress, Session, SessionConfig};
 use ringwire::http::bind;
@@ -59,6 +60,16 @@ async fn a_server_alone_is_in_its_own_discovery_with_the_room_it_has() {
     until("registered", async || room(&discovery, key).await == Some(4)).await;
     let entry = discovery.entry(&key).await.unwrap();
     assert_eq!(entry.server.unwrap().address, planes.ready["address"].as_str().unwrap());
+
+    // The discovery has the entry a moment before its answer is here.
+    until("status says so", async || {
+        let status = json(directory.path(), &["status"]);
+        let standing = &status["control"]["discoveries"][0];
+        assert_eq!(standing["url"], discovery.url());
+        assert!(standing["error"].is_null(), "{status}");
+        standing["registered_s"].as_f64().is_some()
+    })
+    .await;
 
     let server = planes.address();
     let mut sessions = Vec::new();
@@ -190,4 +201,48 @@ fn the_ready_text_says_where_the_discovery_is_and_that_it_is_a_test() {
         "{lines:?}"
     );
     assert!(found("  advertised   127.0.0.1:", ""), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_go_servers_file_makes_this_that_server_and_flags_are_stronger() {
+    let directory = tempfile::tempdir().unwrap();
+    let (state, path) = (directory.path().join("state"), directory.path().join("config.json"));
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let settings = DiscoverySettings::new(Deployment::Test);
+    let host = DiscoveryHost::start(listener, settings, directory.path().join("elsewhere.json")).unwrap();
+    let secret = SecretKey::generate(&mut OsEntropy);
+    let text = serde_json::json!({
+        "public_key": secret.public_key().to_string(),
+        "secret_key": *secret.to_hex(),
+        "discovery": host.local_url(),
+        "public_address": "127.0.0.1:7",
+        "local_address": "127.0.0.1:0",
+        "health_endpoint_address": "127.0.0.1:0",
+        "log_level": "error",
+        "update_interval": 0,
+        "max_sessions": 3,
+    });
+    std::fs::write(&path, text.to_string()).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let arguments = ["--config", path.to_str().unwrap(), "--max-sessions", "9", "--orphan-limit", "60"];
+    let planes = tokio::task::spawn_blocking({
+        let (state, arguments) = (state.clone(), arguments.map(str::to_owned));
+        move || {
+            let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+            Planes::try_start(&state, &arguments).unwrap()
+        }
+    });
+    let planes = planes.await.unwrap();
+    assert_eq!(key_of(&planes), secret.public_key());
+    let discovery = DiscoveryClient::new(&host.local_url()).unwrap();
+    until("registered", async || room(&discovery, secret.public_key()).await == Some(9)).await;
+    let entry = discovery.entry(&secret.public_key()).await.unwrap();
+    assert_eq!(entry.server.unwrap().address, "127.0.0.1:7");
+    assert!(get(&planes, "/health").await.contains(&secret.public_key().to_string()));
+    drop(planes);
+
+    std::fs::write(&path, "lisen = \"127.0.0.1:1\"\n").unwrap();
+    let text = refused(&directory.path().join("other"), &["--config", path.to_str().unwrap()]);
+    assert!(text.contains("config.json:1:") && text.contains("listen"), "{text}");
+    host.stop().await;
 }

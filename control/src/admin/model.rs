@@ -34,6 +34,19 @@ pub struct ControlStatus {
     pub last_loss: Option<String>,
     /// Events the data plane dropped since the attach because nobody read them.
     pub events_dropped: u64,
+    /// The discoveries the server registers at.
+    pub discoveries: Vec<DiscoveryStatus>,
+}
+
+/// The registration at one discovery.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DiscoveryStatus {
+    /// The discovery.
+    pub url: String,
+    /// How long ago it accepted the entry the last time; none if it never did since the control plane started.
+    pub registered_s: Option<f64>,
+    /// What went wrong since then.
+    pub error: Option<String>,
 }
 
 /// The data plane, as it describes itself.

@@ -14,13 +14,15 @@ use ringwire_dataplane::counters::Counter;
 use ringwire_ipc::message::{HybridPolicy, Order, PeerKey, Reason, Setting};
 use ringwire_proto::identity::PublicKey;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
 
 use super::direct::{self, DirectError, key_text, seconds};
 use super::model::{
-    self, Change, Close, ClosedSession, ClosedSessions, ControlStatus, Counters, Done, Drain, Failure,
-    Session, Sessions, Status, Stop, Stream, Streams,
+    self, Change, Close, ClosedSession, ClosedSessions, ControlStatus, Counters, DiscoveryStatus, Done,
+    Drain, Failure, Session, Sessions, Status, Stop, Stream, Streams,
 };
 use crate::http::{HttpServer, Limits};
+use crate::registration::Standing;
 use crate::state::{State, StateError};
 use crate::supervise::mirror::{AskError, Outcome};
 use crate::supervise::{End, EndError, Plane, monotonic_ns};
@@ -40,6 +42,7 @@ pub struct Admin {
     state: Arc<State>,
     plane: Plane,
     started: Instant,
+    standings: Vec<watch::Receiver<Standing>>,
 }
 
 /// The socket of the control plane that holds the directory's lock; what a dead one left there is removed.
@@ -64,7 +67,23 @@ pub fn bind(state: &State) -> Result<UnixListener, StateError> {
 impl Admin {
     /// Answers about this data plane.
     pub fn new(state: State, plane: Plane) -> Self {
-        Self { state: Arc::new(state), plane, started: Instant::now() }
+        Self { state: Arc::new(state), plane, started: Instant::now(), standings: Vec::new() }
+    }
+
+    /// The same, with how the server stands with its discoveries.
+    #[must_use]
+    pub fn with_standings(mut self, standings: Vec<watch::Receiver<Standing>>) -> Self {
+        self.standings = standings;
+        self
+    }
+
+    fn discoveries(&self) -> Vec<DiscoveryStatus> {
+        let status = |standing: &Standing| DiscoveryStatus {
+            url: standing.url.clone(),
+            registered_s: standing.accepted.map(|(_, at)| at.elapsed().unwrap_or_default().as_secs_f64()),
+            error: standing.error.as_ref().map(ToString::to_string),
+        };
+        self.standings.iter().map(|standing| status(&standing.borrow())).collect()
     }
 
     /// Answers on `listener` until the server is stopped or dropped. Must be called inside a tokio runtime.
@@ -163,6 +182,7 @@ async fn status(Shared(admin): Shared<Admin>) -> Answer<Status> {
         losses: plane.losses,
         last_loss: plane.last_loss,
         events_dropped: table.events_dropped,
+        discoveries: admin.discoveries(),
     };
     Ok(Json(Status { control: Some(control), dataplane }))
 }

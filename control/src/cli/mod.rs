@@ -23,6 +23,8 @@ use ringwire_proto::noise::Hybrid;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
+use crate::config::HybridSetting;
+
 /// Environment variable with the log filter, such as `debug` or `ringwire=trace`.
 const LOG_VARIABLE: &str = "RINGWIRE_LOG";
 
@@ -103,6 +105,16 @@ enum HybridChoice {
     Require,
 }
 
+impl From<HybridChoice> for HybridSetting {
+    fn from(choice: HybridChoice) -> Self {
+        match choice {
+            HybridChoice::Off => Self::Off,
+            HybridChoice::Offer => Self::Offer,
+            HybridChoice::Require => Self::Require,
+        }
+    }
+}
+
 impl From<HybridChoice> for Hybrid {
     fn from(choice: HybridChoice) -> Self {
         match choice {
@@ -123,7 +135,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if message.use_stderr() { 2 } else { 0 });
         }
     };
-    let _log = start_log(matches!(arguments.command, Command::Dataplane(_)));
+    let named = match &arguments.command {
+        Command::Run(arguments) => arguments.log_filter(),
+        _ => None,
+    };
+    let _log = start_log(matches!(arguments.command, Command::Dataplane(_)), named);
     let result = match arguments.command {
         Command::Run(arguments) => run::run(&arguments),
         Command::Dataplane(arguments) => dataplane::run(arguments),
@@ -151,8 +167,10 @@ pub fn main() -> ExitCode {
 
 /// Starts the log on the error output. With `never_wait` lines go through a bounded queue and are dropped when nobody takes
 /// them: a worker must not wait for whoever reads our errors. Keep what is returned; it writes out what is queued.
-fn start_log(never_wait: bool) -> Option<WorkerGuard> {
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new("warn"));
+/// The environment is stronger than the filter `named` in a configuration.
+fn start_log(never_wait: bool, named: Option<String>) -> Option<WorkerGuard> {
+    let usual = named.unwrap_or_else(|| "warn".to_owned());
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(usual));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // Fails only when a subscriber is set already: then that one is meant.
     let log = tracing_subscriber::fmt()

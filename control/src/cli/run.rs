@@ -19,6 +19,7 @@ use super::services::ServiceArguments;
 use super::signals::{Asked, Signals};
 use super::systemd::Systemd;
 use crate::admin::{self, Admin};
+use crate::config::{Driver, File};
 use crate::services::{Prepared, ServiceSettings, Services};
 use crate::state::lock::Lock;
 use crate::state::{STATE_VARIABLE, ServerNote, State};
@@ -31,6 +32,8 @@ use crate::supervise::{self, End, Plane, PlaneStatus, Wanted};
   ringwire run --listen 0.0.0.0:8081                reachable from outside
   ringwire run --listen 0.0.0.0:8081 --listen [::]:8081
   ringwire run --listen 0.0.0.0:8081 --discovery http://dmsgd.example --public-address 203.0.113.7:8081
+  ringwire run --config /etc/ringwire.toml          settings from a file; flags are stronger
+  ringwire run --config config.json                 in place of the Go server whose file that is
   ringwire run --json --state /var/lib/ringwire     one line of JSON once it is ready
 
 No configuration is needed. The key is made at the first start and kept in the state directory.
@@ -39,6 +42,9 @@ This process is the control plane. What forwards is a second one, the data plane
 attaches to: if this process is killed, no session is lost, and the next `ringwire run` with the same state directory goes
 on. Ctrl-C and SIGTERM end both in order; SIGHUP ends both when the terminal is closed, and otherwise is reserved.")]
 pub(super) struct Arguments {
+    /// Configuration: TOML, or a Go server's JSON as it is; flags are stronger [default: none]
+    #[arg(long, value_name = "FILE", env = "RINGWIRE_CONFIG")]
+    config: Option<PathBuf>,
     /// Address to accept sessions on, may be given several times; port 0 takes a free one [default: 127.0.0.1:8081]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
@@ -77,6 +83,16 @@ enum DriverArgument {
     Poll,
 }
 
+impl From<DriverArgument> for Driver {
+    fn from(argument: DriverArgument) -> Self {
+        match argument {
+            DriverArgument::Auto => Self::Auto,
+            DriverArgument::Uring => Self::Uring,
+            DriverArgument::Poll => Self::Poll,
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Ready<'a> {
     event: &'static str,
@@ -107,11 +123,12 @@ async fn serve(arguments: &Arguments, state: &State) -> anyhow::Result<ExitCode>
     // Before anything runs: a signal from then on must end it in order.
     let mut signals = Signals::new().map_err(|error| anyhow!("cannot take signals: {error}"))?;
     let systemd = Systemd::from_environment();
-    let wanted = arguments.wanted(state)?;
+    let settings = arguments.settings()?;
+    let wanted = arguments.wanted(&settings, state)?;
     let key = wanted.key.clone();
     let public_key = key.public_key().to_string();
     // Listeners and settings first: a data plane is not started for a mistyped flag.
-    let settings = ServiceSettings::from(&arguments.services.settings());
+    let settings = ServiceSettings::from(&settings);
     let prepared = Prepared::new(settings, wanted.settings.listen(), state).await?;
     let (plane, mut supervision) = supervise::start(wanted).await?;
     let services = match prepared.start(state, key, &plane).await {
@@ -122,7 +139,8 @@ async fn serve(arguments: &Arguments, state: &State) -> anyhow::Result<ExitCode>
             return Err(error.into());
         }
     };
-    let admin = Admin::new(state.clone(), plane.clone()).serve(admin::bind(state)?);
+    let admin = Admin::new(state.clone(), plane.clone()).with_standings(services.standings());
+    let admin = admin.serve(admin::bind(state)?);
 
     let mut status = plane.watch();
     let note = Note { state, public_key, discovery: services.discovery_url() };
@@ -171,24 +189,38 @@ async fn end_supervision(plane: &Plane, end: End, signals: &mut Signals) -> anyh
 }
 
 impl Arguments {
-    fn wanted(&self, state: &State) -> anyhow::Result<Wanted> {
-        let name = |value: &dyn ToString| value.to_string();
-        let settings = Settings {
+    /// The log filter that the configuration names; a file that does not read is reported when it is needed.
+    pub(super) fn log_filter(&self) -> Option<String> {
+        self.settings().ok()?.log
+    }
+
+    /// The settings of the file, and those of the flags over them.
+    fn settings(&self) -> anyhow::Result<File> {
+        let file = match &self.config {
+            Some(path) => File::read(path)?,
+            None => File::default(),
+        };
+        Ok(file.under(File {
             listen: (!self.listen.is_empty()).then(|| self.listen.clone()),
-            driver: self
-                .driver
-                .and_then(|driver| driver.to_possible_value())
-                .map(|value| name(&value.get_name())),
+            driver: self.driver.map(Into::into),
             workers: self.workers,
+            hybrid: self.hybrid.map(Into::into),
             orphan_limit_ms: self
                 .orphan_limit
                 .map(|seconds| Duration::from_secs_f64(seconds).as_millis() as u64),
-            buffer_memory: None,
-            hybrid: self
-                .hybrid
-                .and_then(|hybrid| hybrid.to_possible_value())
-                .map(|value| name(&value.get_name())),
-            company_us: None,
+            ..self.services.settings()
+        }))
+    }
+
+    fn wanted(&self, file: &File, state: &State) -> anyhow::Result<Wanted> {
+        let settings = Settings {
+            listen: file.listen.clone(),
+            driver: file.driver.map(|driver| driver.name().to_owned()),
+            workers: file.workers,
+            orphan_limit_ms: file.orphan_limit_ms,
+            buffer_memory: file.buffer_memory,
+            hybrid: file.hybrid.map(|hybrid| hybrid.name().to_owned()),
+            company_us: file.company_us,
         };
         let program =
             if self.no_spawn {
@@ -199,8 +231,13 @@ impl Arguments {
                     anyhow!("cannot find the program to start as the data plane: {error}")
                 })?)
             };
+        // A Go server's file carries its key: whoever names the file wants to be that server.
+        let key = match &file.secret_key {
+            Some(key) => key.secret().clone(),
+            None => state.key()?,
+        };
         let layout = ringwire_ipc::LAYOUT_HASH;
-        Ok(Wanted { state: state.clone(), key: state.key()?, settings, program, layout })
+        Ok(Wanted { state: state.clone(), key, settings, program, layout })
     }
 }
 

@@ -6,7 +6,9 @@ use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::output::{Common, Table, age, block_on, bytes};
-use crate::admin::model::{ClosedSessions, Counters, DataPlaneStatus, Limits, Sessions, Status, Streams};
+use crate::admin::model::{
+    ClosedSessions, Counters, DataPlaneStatus, DiscoveryStatus, Limits, Sessions, Status, Streams,
+};
 use crate::admin::{self, Client, ClientError, DirectError};
 
 /// Exit code of `status` when one plane is missing.
@@ -109,6 +111,9 @@ fn status_text(status: &Status) -> String {
             if let Some(loss) = &control.last_loss {
                 text.push_str(&format!("\n               went away {} times, last: {loss}", control.losses));
             }
+            for discovery in &control.discoveries {
+                text.push_str(&format!("\n  discovery    {}", discovery_text(discovery)));
+            }
             text
         }
     };
@@ -117,6 +122,15 @@ fn status_text(status: &Status) -> String {
         |dataplane| dataplane_text(dataplane, status.control.is_none()),
     );
     format!("  control      {control}\n{dataplane}")
+}
+
+fn discovery_text(discovery: &DiscoveryStatus) -> String {
+    let registered = match discovery.registered_s {
+        Some(registered_s) => format!("registered {} ago", age(registered_s)),
+        None => "NOT registered".to_owned(),
+    };
+    let error = discovery.error.as_ref().map(|error| format!("; since then: {error}")).unwrap_or_default();
+    format!("{}, {registered}{error}", discovery.url)
 }
 
 fn dataplane_text(dataplane: &DataPlaneStatus, alone: bool) -> String {

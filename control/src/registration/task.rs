@@ -84,6 +84,11 @@ impl Registration {
         self.standings.iter().map(|standing| standing.borrow().clone()).collect()
     }
 
+    /// [`standings`](Self::standings) for who watches them.
+    pub fn watch(&self) -> Vec<watch::Receiver<Standing>> {
+        self.standings.clone()
+    }
+
     /// What it counts, all discoveries together.
     pub fn counters(&self) -> &RegistrationCounters {
         &self.counters
