@@ -155,7 +155,8 @@ impl<D: Driver> Worker<D> {
                     Err(violation) => return self.fail_session(key, violation.into()),
                 },
                 Ok(Some(yamux::Piece::Payload { range, last })) => {
-                    self.take_payload(key, span.part(range.start, range.len()), last);
+                    let target = open.target;
+                    self.take_payload(key, target, span.part(range.start, range.len()), last);
                 }
                 Ok(None) => break,
                 Err(fault) => return self.fail_session(key, yamux::Violation::from(fault).into()),
@@ -179,7 +180,8 @@ impl<D: Driver> Worker<D> {
                     session.handle_update(now, stream, update)
                 }
                 Ok(Some(smux::Piece::Payload { range, last })) => {
-                    self.take_payload(key, span.part(range.start, range.len()), last);
+                    let target = open.target;
+                    self.take_payload(key, target, span.part(range.start, range.len()), last);
                     continue;
                 }
                 Ok(None) => break,
@@ -207,10 +209,8 @@ impl<D: Driver> Worker<D> {
     }
 
     /// A part of a frame's payload, to the half that its header named.
-    fn take_payload(&mut self, key: Key, part: Span, last: bool) {
-        let Some(target) = self.sessions.find(key).and_then(Session::open).map(|open| open.target) else {
-            return;
-        };
+    #[inline]
+    fn take_payload(&mut self, key: Key, target: Target, part: Span, last: bool) {
         match target.half {
             Some(half) => self.receive_payload(half, part),
             None => self.counters.add(Counter::BytesDropped, part.len() as u64),

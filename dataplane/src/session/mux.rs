@@ -110,7 +110,6 @@ impl Frame {
         &self.bytes[..usize::from(self.len)]
     }
 
-    #[inline]
     fn new(parts: &[&[u8]]) -> Self {
         let (mut bytes, mut len) = ([0; Self::LEN_MAX], 0);
         for part in parts {
@@ -125,7 +124,9 @@ impl Frame {
 impl From<yamux::Header> for Frame {
     #[inline]
     fn from(header: yamux::Header) -> Self {
-        Self::new(&[&header.encode()])
+        let mut bytes = [0; Self::LEN_MAX];
+        bytes[..yamux::HEADER_LEN].copy_from_slice(&header.encode());
+        Self { bytes, len: yamux::HEADER_LEN as u8 }
     }
 }
 
