@@ -5,20 +5,21 @@
 mod support;
 
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ringwire_dataplane::Server;
 use ringwire_dataplane::counters::Counter;
 use ringwire_dataplane::entropy::OsEntropy;
-use ringwire_proto::identity::SecretKey;
+use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::object::{Generation, StreamRequest, StreamResponse, object_hash, sign_object};
 use ringwire_proto::smux::{self, Version};
 use ringwire_proto::yamux::{Flags, Header};
 use support::drivers::on_each_driver;
 use support::{LIMIT, Peer, bridge, pattern, start_server};
+use tracing::Level;
 
 on_each_driver!(
     frames_of_yamux,
@@ -27,6 +28,7 @@ on_each_driver!(
     responses,
     more_than_the_credit_of_a_bridge,
     answers_that_nobody_reads,
+    lines_in_the_log_have_their_level_and_their_limit,
 );
 
 /// What a malformed input costs whoever sent it.
@@ -645,4 +647,95 @@ fn answers_that_nobody_reads() {
     );
     honest.goes_on("pings whose answers are not read");
     honest.stop();
+}
+
+/// Lines of all servers of this program.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<(Level, String)>>>);
+
+impl Lines {
+    fn collect() -> Self {
+        static LINES: OnceLock<Lines> = OnceLock::new();
+        LINES
+            .get_or_init(|| {
+                let lines = Self::default();
+                tracing::subscriber::set_global_default(lines.clone()).unwrap();
+                lines
+            })
+            .clone()
+    }
+
+    /// Levels of the lines about one of these peers.
+    fn about(&self, peers: &[PublicKey], message: &str) -> Vec<Level> {
+        let keys: Vec<String> = peers.iter().map(|key| format!("{key:?}")).collect();
+        let lines = self.0.lock().unwrap();
+        let about = |line: &str| line.contains(message) && keys.iter().any(|key| line.contains(key));
+        lines.iter().filter(|(_, line)| about(line)).map(|(level, _)| *level).collect()
+    }
+}
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("ringwire")
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut text = String::new();
+        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            text.push_str(&format!("{field}={value:?} "));
+        });
+        self.0.lock().unwrap().push((*event.metadata().level(), text));
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+/// What ends a session is for information, what ends a stream for debugging; neither wakes anybody, and neither can fill a disk.
+fn lines_in_the_log_have_their_level_and_their_limit() {
+    let lines = Lines::collect();
+    let server = start_server();
+    let started = Instant::now();
+    let count = 40;
+    let broken: Vec<PublicKey> = (0..count)
+        .map(|_| {
+            let mut peer = Peer::connect(&server);
+            peer.socket.write_all(&[9; 12]).unwrap();
+            read_to_end(&peer);
+            peer.key
+        })
+        .collect();
+    expect_moved(
+        &server,
+        &[0; WATCHED.len()],
+        &[vec![Counter::SessionViolations; count], vec![Counter::ViolationsFirstByte; count]].concat(),
+        "first bytes",
+    );
+    let levels = lines.about(&broken, "session violation");
+    let intervals =
+        started.elapsed().as_nanos() / u128::from(ringwire_dataplane::limits::WARNING_INTERVAL_NS);
+    assert!(!levels.is_empty() && levels.len() as u128 <= 1 + intervals, "{levels:?}");
+    assert!(levels.iter().all(|level| *level == Level::INFO), "{levels:?}");
+
+    let mut peer = Peer::connect_smux(&server, Version::V2);
+    let stream = peer.open();
+    peer.write(stream, &[0, 5, 1, 2, 3, 4, 5]);
+    assert!(peer.wait_end(stream));
+    let stream = peer.open();
+    peer.pump();
+    let update = smux::Update { consumed: 5, window: 1 };
+    let frame = [smux::Header::update(stream).encode(), update.encode()].concat();
+    peer.socket.write_all(&frame).unwrap();
+    assert!(peer.wait_end(stream));
+    for message in ["object refused", "stream violation"] {
+        assert_eq!(lines.about(&[peer.key], message), [Level::DEBUG], "{message}");
+    }
+    let loud = lines.about(&[&broken[..], &[peer.key]].concat(), "");
+    assert!(loud.iter().all(|level| *level > Level::WARN), "nobody is woken: {loud:?}");
 }

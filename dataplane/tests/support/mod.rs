@@ -119,8 +119,13 @@ impl Peer {
     /// A peer that speaks smux.
     pub fn connect_smux(server: &Server, version: Version) -> Self {
         let mut peer = Self::connect(server);
-        peer.mux = ClientMux::new(Some(version), 0);
+        peer.speak_smux(version);
         peer
+    }
+
+    /// From here on the peer speaks smux; nothing was said before.
+    pub fn speak_smux(&mut self, version: Version) {
+        self.mux = ClientMux::new(Some(version), self.now());
     }
 
     /// A liveness ping by hand on a stream of this id, past the multiplexer, which does not know what was written before: the
