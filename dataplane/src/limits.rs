@@ -155,10 +155,6 @@ pub const HALF_OPEN_PERCENT: usize = 50;
 /// only to be closed when there are too many.
 pub const DESCRIPTORS_RESERVED: usize = 64;
 
-/// Sessions advertised as the most we take, unless configured otherwise (dmsg-wire 11.1): a number in the discovery entry, not a
-/// limit.
-pub const SESSIONS_ADVERTISED: u32 = 2048;
-
 /// A warning of one kind is written at most once in so many nanoseconds; the next line says how many were not.
 pub const WARNING_INTERVAL_NS: u64 = 5 * SECOND_NS;
 

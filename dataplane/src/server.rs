@@ -60,9 +60,6 @@ pub struct ServerConfig {
     pub sessions_per_address: Option<u32>,
     /// Networks whose PROXY headers are believed. From anywhere else such a header ends the connection.
     pub proxy_from: Vec<IpNet>,
-    /// Sessions the discovery entry says there is room for (dmsg-wire 11.1). Not enforced: the bound is
-    /// [`Server::connections_max`].
-    pub max_sessions: u32,
 }
 
 impl ServerConfig {
@@ -82,7 +79,6 @@ impl ServerConfig {
             connections_max: None,
             sessions_per_address: None,
             proxy_from: default_proxy_from().to_vec(),
-            max_sessions: limits::SESSIONS_ADVERTISED,
         }
     }
 }

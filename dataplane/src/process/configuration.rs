@@ -1,14 +1,18 @@
 //! The settings that START carries: names and values as JSON, read once and checked as a whole.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use ringwire_proto::identity::SecretKey;
 use ringwire_proto::noise::Hybrid;
 use serde::{Deserialize, Serialize};
 use socket2::Socket;
 
 use crate::choice::DriverChoice;
+use crate::limits;
 use crate::server::ServerConfig;
+use crate::worker::default_proxy_from;
 
 /// What can be set of a data plane when it starts. Names are those of the JSON object; a missing one has its default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +30,18 @@ pub struct Configuration {
     pub buffer_memory: usize,
     /// End by itself after so many milliseconds without a control plane; 0: never.
     pub orphan_limit_ms: u64,
+    /// Threads that verify handshakes and signatures; 0: one on a machine of two cores or fewer, else two.
+    pub handshake_threads: usize,
+    /// Connections that may be in their handshake; past it the oldest of the largest address prefix is closed.
+    pub half_open_max: usize,
+    /// Sessions one address (IPv6: one /64) may have; 0: no limit.
+    pub sessions_per_address: u32,
+    /// Networks whose PROXY headers are believed.
+    pub proxy_from: Vec<String>,
 }
+
+/// Threads of the handshake lane at most: more than any machine has use for.
+const HANDSHAKE_THREADS_MAX: usize = 64;
 
 impl Default for Configuration {
     fn default() -> Self {
@@ -37,6 +52,10 @@ impl Default for Configuration {
             company_us: crate::worker::Settings::default().company_us_max,
             buffer_memory: 0,
             orphan_limit_ms: 0,
+            handshake_threads: 0,
+            half_open_max: limits::HALF_OPEN_MAX,
+            sessions_per_address: 0,
+            proxy_from: default_proxy_from().iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -111,8 +130,32 @@ impl Configuration {
         if self.buffer_memory > 0 {
             config.buffer_memory_len = self.buffer_memory;
         }
+        if self.handshake_threads > HANDSHAKE_THREADS_MAX {
+            return Err(wrong("handshake_threads", &self.handshake_threads, "0 (by the machine) to 64"));
+        }
+        if self.handshake_threads > 0 {
+            config.handshake_threads = self.handshake_threads;
+        }
+        if self.half_open_max == 0 {
+            return Err(wrong("half_open_max", &self.half_open_max, "1 or more"));
+        }
+        config.half_open_max = self.half_open_max;
+        config.sessions_per_address = (self.sessions_per_address > 0).then_some(self.sessions_per_address);
+        config.proxy_from = self
+            .proxy_from
+            .iter()
+            .map(|network| parse_network(network).ok_or_else(|| wrong("proxy_from", network, NETWORKS)))
+            .collect::<Result<_, _>>()?;
         Ok(config)
     }
+}
+
+/// What `proxy_from` may hold.
+const NETWORKS: &str = "networks like 10.0.0.0/8 or 2001:db8::/32, or single addresses";
+
+/// A network, or an address alone.
+fn parse_network(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| Some(IpNet::from(text.parse::<IpAddr>().ok()?)))
 }
 
 #[cfg(test)]
@@ -135,11 +178,22 @@ mod tests {
             (Configuration { driver: "dpdk".into(), ..default() }, "driver"),
             (Configuration { hybrid: "maybe".into(), ..default() }, "hybrid"),
             (Configuration { workers: 0, ..default() }, "workers"),
+            (Configuration { handshake_threads: 1000, ..default() }, "handshake_threads"),
+            (Configuration { half_open_max: 0, ..default() }, "half_open_max"),
+            (Configuration { proxy_from: vec!["10.0.0.0/40".into()], ..default() }, "proxy_from"),
         ] {
             let error = server(configuration).unwrap_err().to_string();
             assert!(error.starts_with(name), "{error}");
         }
         let config = server(given).unwrap();
         assert_eq!((config.hybrid, config.company_us_max), (Hybrid::Require, 7));
+        assert_eq!(config.proxy_from, default_proxy_from().to_vec());
+        assert_eq!((config.sessions_per_address, config.handshake_threads > 0), (None, true));
+        let proxy_from = vec!["192.0.2.7".into(), "2001:db8::/32".into()];
+        let config =
+            server(Configuration { proxy_from, sessions_per_address: 15, half_open_max: 9, ..default() });
+        let config = config.unwrap();
+        assert_eq!(config.proxy_from[0].to_string(), "192.0.2.7/32");
+        assert_eq!((config.sessions_per_address, config.half_open_max), (Some(15), 9));
     }
 }

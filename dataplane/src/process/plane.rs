@@ -144,7 +144,8 @@ impl State {
             .map_err(|error| malformed(error.to_string()))?;
         let server = Server::start(config)
             .map_err(|error| refused(Refusal::StartFailed, error.to_string(), "Nothing was started."))?;
-        tracing::info!(public_key = %server.public_key(), addresses = ?server.addresses(), "serving");
+        let connections_max = server.connections_max();
+        tracing::info!(public_key = %server.public_key(), addresses = ?server.addresses(), connections_max, "serving");
         Ok(self.serving.insert(Serving {
             server,
             configuration: start.configuration.clone(),
