@@ -2,6 +2,8 @@
 //! tests.
 #![allow(unreachable_pub, reason = "the bodies are public items of the fuzz package")]
 
+#[path = "../fuzz/src/smux_connection.rs"]
+mod smux_connection;
 #[path = "../fuzz/src/smux_session.rs"]
 mod smux_session;
 #[path = "../fuzz/src/yamux_connection.rs"]
@@ -51,6 +53,16 @@ proptest! {
     #[test]
     fn yamux_connection_frames(step in any::<u8>(), steps in bytes(100)) {
         yamux_connection::run(&[&[1, step][..], &steps].concat());
+    }
+
+    #[test]
+    fn smux_connection_random(data in bytes(600)) {
+        smux_connection::run(&data);
+    }
+
+    #[test]
+    fn smux_connection_frames(mode in any::<u8>(), step in any::<u8>(), steps in bytes(400)) {
+        smux_connection::run(&[&[mode | 1, step][..], &steps].concat());
     }
 
     #[test]

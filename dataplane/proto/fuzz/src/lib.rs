@@ -11,6 +11,7 @@ pub mod gob_response;
 pub mod handshake_responder;
 pub mod packet_window;
 pub mod signed_object;
+pub mod smux_connection;
 pub mod smux_session;
 pub mod stream_reader;
 pub mod yamux_connection;
