@@ -431,7 +431,14 @@ fn a_second_control_plane_is_refused_and_names_the_first() {
 fn wanted(state: &Path) -> Wanted {
     let state = State::locate(Some(state.to_owned())).unwrap();
     let key = state.key().unwrap();
-    Wanted { state, key, settings: Settings::default(), program: None, layout: ringwire_ipc::LAYOUT_HASH }
+    Wanted {
+        state,
+        key,
+        settings: Settings::default(),
+        program: None,
+        layout: ringwire_ipc::LAYOUT_HASH,
+        log: None,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -77,6 +77,10 @@ fn named(file: &File) -> Vec<(&'static str, String)> {
         company_us,
         buffer_memory,
         orphan_limit_ms,
+        handshake_threads,
+        half_open_max,
+        sessions_per_address,
+        proxy_from,
         log,
         secret_key,
     } = file;
@@ -97,6 +101,10 @@ fn named(file: &File) -> Vec<(&'static str, String)> {
         ("company_us", company_us.map(|number| number.to_string())),
         ("buffer_memory", buffer_memory.map(|number| number.to_string())),
         ("orphan_limit_ms", orphan_limit_ms.map(|number| number.to_string())),
+        ("handshake_threads", handshake_threads.map(|number| number.to_string())),
+        ("half_open_max", half_open_max.map(|number| number.to_string())),
+        ("sessions_per_address", sessions_per_address.map(|number| number.to_string())),
+        ("proxy_from", proxy_from.as_deref().map(joined)),
         ("log", log.clone()),
         // Of the key nothing but what everybody may know.
         ("public_key", secret_key.as_ref().map(|key| key.secret().public_key().to_string())),

@@ -24,9 +24,7 @@ use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::HybridSetting;
-
-/// Environment variable with the log filter, such as `debug` or `ringwire=trace`.
-const LOG_VARIABLE: &str = "RINGWIRE_LOG";
+use crate::supervise::LOG_VARIABLE;
 
 /// Forwarding plane for Skywire.
 #[derive(Debug, Parser)]

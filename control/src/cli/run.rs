@@ -23,6 +23,7 @@ use crate::config::{Driver, File};
 use crate::services::{Prepared, ServiceSettings, Services};
 use crate::state::lock::Lock;
 use crate::state::{STATE_VARIABLE, ServerNote, State};
+use crate::supervise::LOG_VARIABLE;
 use crate::supervise::settings::Settings;
 use crate::supervise::{self, End, Plane, PlaneStatus, Wanted};
 
@@ -200,7 +201,7 @@ impl Arguments {
             Some(path) => File::read(path)?,
             None => File::default(),
         };
-        Ok(file.under(File {
+        let both = file.under(File {
             listen: (!self.listen.is_empty()).then(|| self.listen.clone()),
             driver: self.driver.map(Into::into),
             workers: self.workers,
@@ -209,7 +210,11 @@ impl Arguments {
                 .orphan_limit
                 .map(|seconds| Duration::from_secs_f64(seconds).as_millis() as u64),
             ..self.services.settings()
-        }))
+        });
+        if let Some(path) = &self.config {
+            both.check(path)?;
+        }
+        Ok(both)
     }
 
     fn wanted(&self, file: &File, state: &State) -> anyhow::Result<Wanted> {
@@ -221,6 +226,13 @@ impl Arguments {
             buffer_memory: file.buffer_memory,
             hybrid: file.hybrid.map(|hybrid| hybrid.name().to_owned()),
             company_us: file.company_us,
+            handshake_threads: file.handshake_threads,
+            half_open_max: file.half_open_max,
+            sessions_per_address: file.sessions_per_address,
+            proxy_from: file
+                .proxy_from
+                .as_ref()
+                .map(|networks| networks.iter().map(ToString::to_string).collect()),
         };
         let program =
             if self.no_spawn {
@@ -237,7 +249,9 @@ impl Arguments {
             None => state.key()?,
         };
         let layout = ringwire_ipc::LAYOUT_HASH;
-        Ok(Wanted { state: state.clone(), key, settings, program, layout })
+        // What the environment names is stronger, and is the child's as it is ours.
+        let log = file.log.clone().filter(|_| std::env::var_os(LOG_VARIABLE).is_none());
+        Ok(Wanted { state: state.clone(), key, settings, program, layout, log })
     }
 }
 

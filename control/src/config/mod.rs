@@ -16,7 +16,7 @@ use ringwire_proto::identity::SecretKey;
 use serde::Deserialize;
 
 pub use describe::{SETTINGS, SettingHelp};
-pub use value::{Driver, HostPort, HybridSetting, Url};
+pub use value::{Driver, HostPort, HybridSetting, Network, Url};
 
 /// Longest configuration file, in bytes.
 const FILE_LEN_MAX: u64 = 1 << 20;
@@ -53,6 +53,15 @@ pub struct File {
     pub buffer_memory: Option<u64>,
     /// A data plane without control plane ends after so many milliseconds; 0: never.
     pub orphan_limit_ms: Option<u64>,
+    /// Threads of the handshake lane; 0: by the number of cores.
+    pub handshake_threads: Option<u16>,
+    /// Connections that may be in their handshake.
+    pub half_open_max: Option<u32>,
+    /// Sessions one address may have; 0: no limit.
+    pub sessions_per_address: Option<u32>,
+    /// Networks whose PROXY headers are believed.
+    #[serde(deserialize_with = "value::one_or_many")]
+    pub proxy_from: Option<Vec<Network>>,
     /// Log filter.
     pub log: Option<String>,
     /// The server's key, for files of the Go server, which carry it.
@@ -181,13 +190,20 @@ impl File {
             company_us: over.company_us.or(self.company_us),
             buffer_memory: over.buffer_memory.or(self.buffer_memory),
             orphan_limit_ms: over.orphan_limit_ms.or(self.orphan_limit_ms),
+            handshake_threads: over.handshake_threads.or(self.handshake_threads),
+            half_open_max: over.half_open_max.or(self.half_open_max),
+            sessions_per_address: over.sessions_per_address.or(self.sessions_per_address),
+            proxy_from: over.proxy_from.or(self.proxy_from),
             log: over.log.or(self.log),
             secret_key: over.secret_key.or(self.secret_key),
         }
     }
 
-    /// What no single value shows.
-    fn check(&self, path: &Path) -> Result<(), ConfigError> {
+    /// Checks what no single value shows.
+    ///
+    /// # Errors
+    /// [`ConfigError::Together`].
+    pub fn check(&self, path: &Path) -> Result<(), ConfigError> {
         let together = |names, message: &str| {
             Err(ConfigError::Together { path: path.to_owned(), names, message: message.to_owned() })
         };
@@ -198,6 +214,12 @@ impl File {
             return together(
                 "discovery, discovery_listen",
                 "the embedded discovery runs only when no other is named; leave one of the two out",
+            );
+        }
+        if self.half_open_max == Some(0) {
+            return together(
+                "half_open_max",
+                "with 0 nobody could connect; use 1 or more, or leave the setting out",
             );
         }
         if self.workers == Some(0) {
@@ -278,6 +300,10 @@ mod tests {
             company_us = 50
             buffer_memory = 1073741824
             orphan_limit_ms = 60000
+            handshake_threads = 3
+            half_open_max = 100
+            sessions_per_address = 20
+            proxy_from = ["10.0.0.0/8", "2001:db8::/32"]
             log = "info"
             "#,
         )
@@ -290,6 +316,9 @@ mod tests {
         assert_eq!((file.driver, file.workers), (Some(Driver::Poll), Some(2)));
         assert_eq!((file.hybrid, file.company_us), (Some(HybridSetting::Require), Some(50)));
         assert_eq!((file.buffer_memory, file.orphan_limit_ms), (Some(1 << 30), Some(60_000)));
+        assert_eq!((file.handshake_threads, file.half_open_max), (Some(3), Some(100)));
+        assert_eq!(file.sessions_per_address, Some(20));
+        assert_eq!(file.proxy_from.unwrap()[1].to_string(), "2001:db8::/32");
         assert_eq!(file.log.as_deref(), Some("info"));
         assert_eq!(read("").unwrap(), File::default());
         let embedded = read("discovery_listen = \"127.0.0.1:9090\"").unwrap();
@@ -322,6 +351,8 @@ mod tests {
             ("discovery = \"dmsgd\"", ":1:", ["dmsgd", "http://"]),
             ("public_address = \"relay\"", ":1:", ["relay", "8081"]),
             ("listen = []", ": listen:", ["empty", "name an address"]),
+            ("proxy_from = \"10.0.0.0/99\"", ":1:", ["10.0.0.0/99", "10.0.0.0/8"]),
+            ("half_open_max = 0", ": half_open_max:", ["nobody", "1 or more"]),
             ("workers = 0", ": workers:", ["0 workers", "1 or more"]),
             ("update_interval_s = 0", ": update_interval_s:", ["1 to 3600", "forget"]),
             (

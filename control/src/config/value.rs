@@ -125,6 +125,25 @@ impl fmt::Display for Url {
     }
 }
 
+/// A network of addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network(ipnet::IpNet);
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = |_| format!("`{text}` is no network: write it like 10.0.0.0/8 or 2001:db8::/32");
+        text.parse().map(Self).map_err(wrong)
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
 macro_rules! from_text {
     ($($type:ty)+) => { $(
         impl<'de> Deserialize<'de> for $type {
@@ -135,7 +154,7 @@ macro_rules! from_text {
     )+ };
 }
 
-from_text!(HostPort Url);
+from_text!(HostPort Network Url);
 
 /// A value that may stand alone or in a list.
 pub(super) fn one_or_many<'de, T: Item, D: Deserializer<'de>>(
@@ -163,6 +182,12 @@ pub(super) trait Item: DeserializeOwned {
 impl Item for SocketAddr {
     fn from_text(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| format!("`{text}` is no address: write it like 127.0.0.1:8081 or [::]:8081"))
+    }
+}
+
+impl Item for Network {
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse()
     }
 }
 

@@ -36,6 +36,10 @@ use plane::{ASKS_MAX, Ask};
 pub use plane::{End, EndError, Plane, PlaneStatus, Table};
 use restart::Restarts;
 
+/// Environment variable with the log filter, such as `debug` or `ringwire=trace`: of this process, and of a data plane it
+/// starts.
+pub const LOG_VARIABLE: &str = "RINGWIRE_LOG";
+
 /// How long a child of ours that hung up may take to be gone.
 const REAP_LIMIT: Duration = Duration::from_secs(2);
 

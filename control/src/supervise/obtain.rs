@@ -17,6 +17,7 @@ use ringwire_proto::identity::{PublicKey, SecretKey};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::LOG_VARIABLE;
 use super::settings::{Difference, Settings};
 use crate::state::State;
 
@@ -48,6 +49,8 @@ pub struct Wanted {
     pub program: Option<PathBuf>,
     /// Layout of shared memory this side has: [`ringwire_ipc::LAYOUT_HASH`], unless a test wants to be of another build.
     pub layout: u64,
+    /// Log filter for one that is started; none: as in this process's environment.
+    pub log: Option<String>,
 }
 
 /// A data plane that this process is attached to.
@@ -170,6 +173,7 @@ impl Started {
                 .arg(wanted.state.directory())
                 // If this process dies before it has said START, its child ends by itself.
                 .args(["--start-within", START_WITHIN_S])
+                .envs(wanted.log.iter().map(|log| (LOG_VARIABLE, log)))
                 // Those are for this process; the child is no unit of systemd's.
                 .env_remove("NOTIFY_SOCKET")
                 .env_remove("WATCHDOG_USEC")

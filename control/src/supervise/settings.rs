@@ -40,6 +40,18 @@ pub struct Settings {
     /// Longest wait for company, in microseconds. Changes while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub company_us: Option<u32>,
+    /// Threads of the handshake lane; 0: by the number of cores.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handshake_threads: Option<u16>,
+    /// Connections that may be in their handshake.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub half_open_max: Option<u32>,
+    /// Sessions one address may have; 0: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sessions_per_address: Option<u32>,
+    /// Networks whose PROXY headers are believed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_from: Option<Vec<String>>,
 }
 
 /// Names of the settings that change while a data plane runs.
