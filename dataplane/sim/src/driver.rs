@@ -16,7 +16,7 @@ use ringwire_dataplane::ring::Pool;
 use ringwire_netem::{Random, ReadOutcome, Side};
 
 use crate::log::{Digest, Event};
-use crate::plan::KernelPlan;
+use crate::plan::{Character, KernelPlan};
 use crate::world::{Wake, World};
 
 /// See the module's head.
@@ -204,7 +204,13 @@ impl SimDriver {
             let socket = self.key(index);
             let generation = socket.generation;
             self.world.log.note(self.world.now, Event::Accepted { wire, socket: index, generation });
-            let peer = SocketAddr::from(([10, 0, 0, 1 + self.world.wires[wire].peer as u8], 40_000));
+            let peer = self.world.wires[wire].peer;
+            // Strangers share an address: a flood comes from somewhere.
+            let address = match self.world.ledger.plan.peers[peer].character {
+                Character::Stranger(_) => [10, 0, 1, 1],
+                _ => [10, 0, 0, 1 + peer as u8],
+            };
+            let peer = SocketAddr::from((address, 40_000));
             self.complete(Finished::Other(Completion::Accepted { listener: 0, socket, peer }));
         }
     }

@@ -5,8 +5,8 @@ use ringwire_dataplane::counters::Counter;
 use ringwire_netem::{Nanos, SECOND_NS, StreamConfig};
 use ringwire_proto::smux::Version;
 use ringwire_sim::plan::{
-    Answer, BridgePlan, Character, EndPlan, Errand, Fault, FlowPlan, KernelPlan, Manner, PeerPlan, Plan,
-    Reader, Rudeness,
+    Answer, BridgePlan, Character, EndPlan, Errand, Fault, FlowPlan, KernelPlan, LanePlan, Manner, PeerPlan,
+    Plan, Reader, Rudeness, Strangeness,
 };
 use ringwire_sim::{Report, run_plan};
 
@@ -104,6 +104,33 @@ fn two_go_clients_that_stop_reading_for_a_minute_lose_nothing() {
 fn an_smux_client_and_a_yamux_client_that_stop_reading_for_a_minute_lose_nothing() {
     // Few streams: an smux client that holds 1 MiB unread leaves its connection unread, and is taken for dead after 25 s.
     stop_reading_for_a_minute(&[smux_peer(0, Version::V2), peer(1, Manner::Go)], 1);
+}
+
+#[test]
+fn a_flood_of_handshakes_at_twice_the_lanes_capacity_keeps_nobody_else_out() {
+    // Handshakes of the flood and of the honest take 20 ms of the lane on average; a stranger comes every 10 ms. First come,
+    // first served would let an honest client wait for seconds at each of its two messages, and run out of its five.
+    let mut peers = vec![peer(0, Manner::Native), peer(1, Manner::Go)];
+    peers[0].connects_at = 4 * SECOND_NS;
+    peers[1].connects_at = 5 * SECOND_NS;
+    for number in 0..600 {
+        let mut stranger = peer(2 + number, Manner::Native);
+        stranger.character = Character::Stranger(Strangeness::Stops);
+        stranger.hybrid = number % 2 == 0;
+        stranger.connects_at = 2 * SECOND_NS + number as Nanos * SECOND_NS / 100;
+        peers.push(stranger);
+    }
+    let flow = FlowPlan { len: 300_000, write_len: 16_000, pause_ns: 0, reader: Reader::Eager };
+    let bridges = vec![bridge(0, 1, 6 * SECOND_NS, flow), bridge(1, 0, 6 * SECOND_NS, flow)];
+    let mut plan = plan(peers, bridges);
+    plan.kernel.lane = LanePlan { hands: 1, cost_ns: 40_000_000 };
+    let report = run_plan(plan, false);
+    assert_eq!(report.failure, None);
+    assert_eq!(report.bridges.1, 2);
+    assert_eq!(report.counters.value(Counter::SessionsOpened), 2);
+    assert_eq!(report.counters.value(Counter::HandshakesTimedOut), 600, "the flood, and nobody else");
+    assert!(report.counters.value(Counter::LaneCancelled) > 0, "whoever is gone costs the lane nothing");
+    assert_eq!(report.counters.value(Counter::LaneJobs), report.counters.value(Counter::LaneResults));
 }
 
 /// When the worker closed the first connection, in nanoseconds of virtual time.

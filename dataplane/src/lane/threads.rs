@@ -267,3 +267,135 @@ impl Drop for LanePort {
         self.home.is_left.store(true, Ordering::Release);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::IpAddr;
+    use std::time::{Duration, Instant};
+
+    use ringwire_proto::identity::SecretKey;
+    use ringwire_proto::noise::Hybrid;
+
+    use super::super::Work;
+    use super::*;
+    use crate::prefix::Prefix;
+    use crate::slab::Key;
+    use crate::waker::WakeEvent;
+
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    fn start(threads: usize) -> LaneThreads {
+        let secret_key = SecretKey::generate(&mut OsEntropy);
+        let identity = Arc::new(Identity { public_key: secret_key.public_key(), secret_key });
+        LaneThreads::start(&identity, threads).unwrap()
+    }
+
+    fn owner(index: u32) -> Owner {
+        Owner::Session(Key { index, generation: 7 })
+    }
+
+    fn job(index: u32) -> Job {
+        let prefix = Prefix::from(IpAddr::from([10, 0, 0, (index % 3) as u8]));
+        // Not a message: the verifier has its work with it all the same.
+        let frame = vec![0, 49];
+        Job {
+            owner: owner(index),
+            class: Class::Stranger(prefix),
+            work: Work::Greet { frame, hybrid: Hybrid::Offer },
+        }
+    }
+
+    /// Takes results as a worker does: sleeping until it is woken, and only then looking.
+    fn collect(port: &mut dyn Lane, event: &WakeEvent, count: usize) -> Vec<Done> {
+        let mut all = Vec::new();
+        let deadline = Instant::now() + LIMIT;
+        while all.len() < count {
+            assert!(Instant::now() < deadline, "only {} of {count}", all.len());
+            let mut waits = [rustix::event::PollFd::new(event, rustix::event::PollFlags::IN)];
+            let patience = rustix::time::Timespec { tv_sec: 1, tv_nsec: 0 };
+            if rustix::event::poll(&mut waits, Some(&patience)).unwrap() == 0 {
+                continue;
+            }
+            event.clear();
+            all.extend(std::iter::from_fn(|| port.take(0)));
+        }
+        all
+    }
+
+    #[test]
+    fn each_worker_gets_its_own_results_each_once_and_is_woken_for_them() {
+        let lane = start(2);
+        let workers: Vec<(WakeEvent, Box<dyn Lane>)> = (0..3)
+            .map(|_| {
+                let event = WakeEvent::new().unwrap();
+                let port = lane.port(event.waker());
+                (event, port)
+            })
+            .collect();
+        std::thread::scope(|scope| {
+            for (event, mut port) in workers {
+                scope.spawn(move || {
+                    for round in 0..20 {
+                        for index in 0..50 {
+                            port.submit(0, job(50 * round + index)).unwrap();
+                        }
+                        let results = collect(&mut *port, &event, 50);
+                        let owners: BTreeSet<Owner> = results.iter().map(|done| done.owner).collect();
+                        let expected: BTreeSet<Owner> =
+                            (0..50).map(|index| owner(50 * round + index)).collect();
+                        assert_eq!(owners, expected);
+                        assert!(results.iter().all(|done| matches!(done.finding, Finding::Greeted(Err(_)))));
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_cancelled_comes_back_too_and_a_worker_that_left_holds_up_nobody() {
+        let lane = start(1);
+        let event = WakeEvent::new().unwrap();
+        let mut left = lane.port(event.waker());
+        for index in 0..500 {
+            left.submit(0, job(index)).unwrap();
+        }
+        drop(left);
+        let mut port = lane.port(event.waker());
+        for index in 0..200 {
+            port.submit(0, job(index)).unwrap();
+            if index % 2 == 0 {
+                port.cancel(owner(index));
+            }
+        }
+        // The last is not cancelled, so a wake-up comes when all the others are there.
+        let results = collect(&mut *port, &event, 200);
+        let owners: BTreeSet<Owner> = results.iter().map(|done| done.owner).collect();
+        assert_eq!((results.len(), owners.len()), (200, 200), "each once");
+    }
+
+    #[test]
+    fn the_bound_of_jobs_is_kept_and_comes_free_again() {
+        let lane = start(1);
+        let event = WakeEvent::new().unwrap();
+        let mut port = lane.port(event.waker());
+        let half = |index| {
+            let session = Key { index: 1, generation: 0 };
+            let owner = Owner::Half(Key { index, generation: 0 });
+            Job {
+                owner,
+                class: Class::Established(session),
+                work: Work::Greet { frame: Vec::new(), hybrid: Hybrid::Offer },
+            }
+        };
+        let most = limits::ESTABLISHED_JOBS_MAX as u32;
+        for index in 0..most {
+            port.submit(0, half(index)).unwrap();
+        }
+        let refused = port.submit(0, half(most)).unwrap_err();
+        assert_eq!(refused.owner, Owner::Half(Key { index: most, generation: 0 }), "it comes back whole");
+        port.submit(0, job(1)).expect("strangers have a bound of their own");
+        collect(&mut *port, &event, most as usize + 1);
+        port.submit(0, half(0)).unwrap();
+    }
+}
