@@ -237,3 +237,18 @@ async fn nobody_there_is_unreachable_with_the_cause() {
     assert!(matches!(error, DiscoveryError::Unreachable { .. }), "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
 }
+
+#[tokio::test]
+async fn the_words_of_a_discovery_move_no_terminal_and_fill_no_log() {
+    let long = "x".repeat(10_000);
+    for (status, body) in [
+        ("500 No", format!("{{\"message\":\"\\u001b[2Jgone\\nERROR faked\\u0007 {long}\",\"code\":500}}")),
+        ("500 No", format!("\x1b[2Jgone\nERROR faked\x07 {long}")),
+        ("422 No", format!("{{\"message\":\"\\u001b[2Jgone\\nERROR faked {long}\",\"code\":422}}")),
+    ] {
+        let (client, _task) = once(answer(status, &body)).await;
+        let text = client.put(&server_entry(&key(1))).await.unwrap_err().to_string();
+        assert!(text.contains("gone ERROR faked") && !text.contains(char::is_control), "{text:?}");
+        assert!(text.len() < 500, "{text}");
+    }
+}

@@ -25,8 +25,8 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// Longest list, in bytes: some ten thousand servers.
 const LIST_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// How much of an unexpected answer goes into the error text, in characters.
-const EXCERPT_CHARS_MAX: usize = 120;
+/// How much of a discovery's words goes into an error text, in characters.
+const EXCERPT_CHARS_MAX: usize = 200;
 /// The wait after a 429 that names none.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 /// A 429 that asks for more than this is not taken at its word.
@@ -236,8 +236,8 @@ impl DiscoveryClient {
             let retry_after = seconds.map_or(RETRY_AFTER_DEFAULT, Duration::from_secs).min(RETRY_AFTER_MAX);
             return DiscoveryError::RateLimited { url, retry_after };
         }
-        let message = answer.message().unwrap_or_else(|| answer.excerpt());
-        let location = answer.location.filter(|_| answer.status.is_redirection());
+        let message = answer.message().unwrap_or_else(|| excerpt(&String::from_utf8_lossy(&answer.body)));
+        let location = answer.location.filter(|_| answer.status.is_redirection()).map(|text| excerpt(&text));
         DiscoveryError::Status { url, status: answer.status.as_u16(), message, location }
     }
 
@@ -265,22 +265,23 @@ struct Answer {
 impl Answer {
     /// The discovery's own words, if it is a discovery that speaks.
     fn message(&self) -> Option<String> {
-        serde_json::from_slice::<Message>(&self.body).ok().map(|Message { message }| message)
+        let message: Message = serde_json::from_slice(&self.body).ok()?;
+        Some(excerpt(&message.message))
     }
 
     /// True when status and words agree: something before the discovery can answer with either.
     fn says(&self, status: StatusCode, words: &str) -> bool {
         self.status == status && self.message().is_some_and(|message| message.contains(words))
     }
+}
 
-    fn excerpt(&self) -> String {
-        let text = String::from_utf8_lossy(&self.body);
-        let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-        if line.is_empty() {
-            return "no text".to_owned();
-        }
-        line.chars().filter(|character| !character.is_control()).take(EXCERPT_CHARS_MAX).collect()
+/// The start of somebody else's text, as one line that moves no terminal.
+fn excerpt(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.is_empty() {
+        return "no text".to_owned();
     }
+    line.chars().filter(|character| !character.is_control()).take(EXCERPT_CHARS_MAX).collect()
 }
 
 fn parse(text: &str) -> Result<Url, DiscoveryError> {

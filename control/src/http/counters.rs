@@ -13,7 +13,7 @@ pub struct HttpCounters {
     pub connections_opened: Counter,
     /// Of those, ended.
     pub connections_closed: Counter,
-    /// Connections closed at once because there were too many.
+    /// Connections closed at once because there were too many, in all or from one address.
     pub connections_refused: Counter,
     /// Connections that ended with an error: no HTTP, a head that took too long or was too long, a peer that left.
     pub connections_failed: Counter,
@@ -39,7 +39,7 @@ impl HttpCounters {
             ("http_connections_closed", "Served connections that ended", self.connections_closed.get()),
             (
                 "http_connections_refused",
-                "Connections closed at once because there were too many",
+                "Connections closed at once because there were too many, in all or from one address",
                 self.connections_refused.get(),
             ),
             (

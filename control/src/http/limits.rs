@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections at a time; one more is accepted and closed at once.
     pub connections_max: usize,
+    /// Of those, from one address that is not loopback; IPv6 by /64. One more is closed at once.
+    pub connections_per_address_max: usize,
     /// How long the head of a request may take, counted from the end of the request before: a connection without
     /// requests is closed after it too.
     pub head: Duration,
@@ -27,6 +29,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 1024,
+            connections_per_address_max: 64,
             head: Duration::from_secs(10),
             head_bytes_max: 16 * 1024,
             body_bytes_max: 1024 * 1024,

@@ -5,13 +5,14 @@
 //! an answer may take, how an orderly stop goes, and what is counted meanwhile.
 //!
 //! ```text
-//!   listener ──► serve ──► (slot, time limits, caller, counters) ──► the service's router ──► reply
+//!   listener ──► serve ──► (place, time limits, caller, counters) ──► the service's router ──► reply
 //! ```
 
 mod caller;
 mod counters;
 mod health;
 mod limits;
+mod places;
 mod reply;
 mod serve;
 

@@ -23,11 +23,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::counter::Counter;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tower::ServiceExt as _;
 
+use super::places::{Place, Places};
 use super::{Caller, HttpCounters, Limits, Reply};
 
 /// Why a listener could not be had.
@@ -70,7 +71,7 @@ struct Shared {
     router: Router,
     limits: Limits,
     counters: HttpCounters,
-    slots: Arc<Semaphore>,
+    places: Arc<Places>,
 }
 
 impl HttpServer {
@@ -82,8 +83,8 @@ impl HttpServer {
     /// The same, counting in `counters`.
     pub fn with_counters(router: Router, limits: Limits, counters: HttpCounters) -> Self {
         let router = router.fallback(Reply::unknown_path).layer(DefaultBodyLimit::max(limits.body_bytes_max));
-        let slots = Arc::new(Semaphore::new(limits.connections_max));
-        let shared = Arc::new(Shared { router, limits, counters, slots });
+        let places = Places::new(limits.connections_max, limits.connections_per_address_max);
+        let shared = Arc::new(Shared { router, limits, counters, places });
         Self { shared, stopping: watch::Sender::new(false), accepting: JoinSet::new() }
     }
 
@@ -123,11 +124,12 @@ where
             Some(_) = connections.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
-        let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() else {
+        let caller = Caller::from(address);
+        let Some(place) = shared.places.take(&caller) else {
             shared.counters.connections_refused.inc();
             continue;
         };
-        connections.spawn(serve(io, address.into(), Arc::clone(&shared), stopping.clone(), slot));
+        connections.spawn(serve(io, caller, Arc::clone(&shared), stopping.clone(), place));
     }
     drop(listener);
     let finished = async { while connections.join_next().await.is_some() {} };
@@ -141,7 +143,7 @@ async fn serve<Io>(
     caller: Caller,
     shared: Arc<Shared>,
     mut stopping: watch::Receiver<bool>,
-    slot: OwnedSemaphorePermit,
+    place: Place,
 ) where
     Io: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -174,7 +176,7 @@ async fn serve<Io>(
     if !ended {
         counters.connections_failed.inc();
     }
-    drop(slot);
+    drop(place);
 }
 
 async fn answer(request: Request<Incoming>, caller: Caller, shared: &Shared) -> Response {

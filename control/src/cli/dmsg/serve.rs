@@ -31,6 +31,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// Bounds of a request: downloads of large files take their time, and a reader that never reads ends.
 const LIMITS: Limits = Limits {
     connections_max: 1024,
+    // Who asks over dmsg is a key, not an address.
+    connections_per_address_max: 1024,
     head: Duration::from_secs(30),
     head_bytes_max: 64 * 1024,
     body_bytes_max: usize::MAX,
