@@ -65,6 +65,50 @@ enum Manner {
     Third,
 }
 
+/// Descriptors of a server process that has few.
+const FEW: u64 = 160;
+
+/// Environment that makes this program such a server.
+const SERVER_OF_FEW: &str = "RINGWIRE_SERVER_OF_FEW";
+
+/// The limit of open files is met by strangers: accepting goes on, and honest clients take their places.
+#[test]
+fn a_server_with_few_descriptors_is_not_stopped_by_strangers() {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "the_server_of_another_process", "--nocapture"])
+        .env(SERVER_OF_FEW, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready = lines.map_while(Result::ok).find(|line| line.contains("serving")).unwrap();
+    let _child = Strangers(child);
+    let words: Vec<&str> = ready.split("serving ").nth(1).unwrap().split(' ').collect();
+    let (address, key): (SocketAddr, PublicKey) = (words[0].parse().unwrap(), words[1].parse().unwrap());
+    let connections_max: usize = words[2].parse().unwrap();
+    assert!((10..FEW as usize - 64).contains(&connections_max), "{connections_max}");
+    let strangers: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(address).unwrap()).collect();
+    for _ in 0..5 {
+        let secret = SecretKey::generate(&mut OsEntropy);
+        Peer::handshake(secret, key, address, Hybrid::Offer, &[]).unwrap().settle();
+    }
+    drop(strangers);
+}
+
+/// Not a test by itself: the body of the server with few descriptors.
+#[test]
+fn the_server_of_another_process() {
+    if std::env::var(SERVER_OF_FEW).is_err() {
+        return;
+    }
+    let few = Rlimit { current: Some(FEW), maximum: Some(FEW) };
+    setrlimit(Resource::Nofile, few).unwrap();
+    let server = start_server_with(|_| {});
+    println!("serving {} {} {} .", server.addresses()[0], server.public_key(), server.connections_max());
+    let _ = std::io::stdin().read(&mut [0; 1]);
+}
+
 /// Environment of the other process: address, key, number, manner.
 const STRANGERS: &str = "RINGWIRE_STRANGERS_OF";
 
