@@ -81,7 +81,7 @@ fn a_server_with_few_descriptors_is_not_stopped_by_strangers() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let ready = lines.map_while(Result::ok).find(|line| line.contains("serving")).unwrap();
     let _child = Strangers(child);
     let words: Vec<&str> = ready.split("serving ").nth(1).unwrap().split(' ').collect();

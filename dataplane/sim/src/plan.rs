@@ -293,6 +293,8 @@ pub struct LanePlan {
     pub hands: usize,
     /// What a job takes at most.
     pub cost_ns: Nanos,
+    /// Jobs that may wait in each of its queues.
+    pub jobs_max: usize,
 }
 
 impl KernelPlan {
@@ -311,7 +313,7 @@ impl KernelPlan {
             accept_fails: 0,
             turn_ns: 2_000,
             company_us_max: 100,
-            lane: LanePlan { hands: 1, cost_ns: 200_000 },
+            lane: LanePlan { hands: 1, cost_ns: 200_000, jobs_max: usize::MAX },
         }
     }
 }

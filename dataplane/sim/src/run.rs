@@ -141,10 +141,10 @@ impl Fabric {
     fn lane(&self) -> Box<dyn Lane> {
         let entropy = Box::new(SeededEntropy::new(self.seed.rotate_left(32) ^ self.handovers));
         let mut random = Random::new(self.seed).fork(0x6c61_6e65 ^ self.handovers << 32);
-        let (cost_ns, hands) = (self.lane.cost_ns, self.lane.hands);
+        let LanePlan { hands, cost_ns, jobs_max } = self.lane;
         let cost = Box::new(move || random.range(0, cost_ns));
         let identity = Arc::clone(&self.identity);
-        Box::new(InlineLane::with_cost(identity, entropy, hands, cost))
+        Box::new(InlineLane::with_cost(identity, entropy, hands, cost).with_room_for(jobs_max))
     }
 }
 

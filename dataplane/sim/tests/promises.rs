@@ -123,7 +123,7 @@ fn a_flood_of_handshakes_at_twice_the_lanes_capacity_keeps_nobody_else_out() {
     let flow = FlowPlan { len: 300_000, write_len: 16_000, pause_ns: 0, reader: Reader::Eager };
     let bridges = vec![bridge(0, 1, 6 * SECOND_NS, flow), bridge(1, 0, 6 * SECOND_NS, flow)];
     let mut plan = plan(peers, bridges);
-    plan.kernel.lane = LanePlan { hands: 1, cost_ns: 40_000_000 };
+    plan.kernel.lane = LanePlan { cost_ns: 40_000_000, ..plan.kernel.lane };
     let report = run_plan(plan, false);
     assert_eq!(report.failure, None);
     assert_eq!(report.bridges.1, 2);
@@ -131,6 +131,32 @@ fn a_flood_of_handshakes_at_twice_the_lanes_capacity_keeps_nobody_else_out() {
     assert_eq!(report.counters.value(Counter::HandshakesTimedOut), 600, "the flood, and nobody else");
     assert!(report.counters.value(Counter::LaneCancelled) > 0, "whoever is gone costs the lane nothing");
     assert_eq!(report.counters.value(Counter::LaneJobs), report.counters.value(Counter::LaneResults));
+    assert!(
+        report.counters.value(Counter::LaneStale) > 0,
+        "and those that go while it works for them are noticed"
+    );
+}
+
+#[test]
+fn a_full_lane_refuses_what_comes_next_and_is_of_use_again_afterwards() {
+    let mut peers = vec![peer(0, Manner::Native), peer(1, Manner::Native)];
+    for number in 0..40 {
+        // All at once, and before anybody else.
+        let mut stranger = peer(2 + number, Manner::Native);
+        stranger.character = Character::Stranger(Strangeness::Stops);
+        stranger.connects_at = SECOND_NS;
+        peers.push(stranger);
+    }
+    let flow = FlowPlan { len: 10_000, write_len: 1000, pause_ns: 0, reader: Reader::Eager };
+    let mut plan = plan(peers, vec![bridge(0, 1, 5 * SECOND_NS, flow)]);
+    plan.kernel.lane = LanePlan { cost_ns: 40_000_000, jobs_max: 8, ..plan.kernel.lane };
+    let report = run_plan(plan, false);
+    assert_eq!(report.failure, None);
+    assert_eq!((report.bridges.1, report.counters.value(Counter::SessionsOpened)), (1, 2));
+    let (refused, timed_out) =
+        (report.counters.value(Counter::LaneRefused), report.counters.value(Counter::HandshakesTimedOut));
+    assert!(refused >= 20, "{refused}");
+    assert_eq!(refused + timed_out, 40);
 }
 
 /// When the worker closed the first connection, in nanoseconds of virtual time.

@@ -21,6 +21,8 @@ pub struct InlineLane {
     hands: usize,
     /// Begun: when each is done, and its result.
     busy: Vec<(Nanos, Done)>,
+    /// Jobs that may wait: of established sessions, of strangers.
+    jobs_max: (usize, usize),
     cancelled: Vec<Owner>,
 }
 
@@ -52,8 +54,15 @@ impl InlineLane {
             cost,
             hands,
             busy: Vec::new(),
+            jobs_max: (limits::ESTABLISHED_JOBS_MAX, limits::STRANGER_JOBS_MAX),
             cancelled: Vec::new(),
         }
+    }
+
+    /// The same with room for so many waiting jobs in each queue.
+    pub fn with_room_for(mut self, jobs_max: usize) -> Self {
+        self.jobs_max = (jobs_max.min(self.jobs_max.0), jobs_max.min(self.jobs_max.1));
+        self
     }
 
     /// Gives idle hands something to do.
@@ -69,8 +78,8 @@ impl InlineLane {
 impl Lane for InlineLane {
     fn submit(&mut self, now: Nanos, job: Job) -> Result<(), Job> {
         let (waiting, most) = match job.class {
-            Class::Established(_) => (self.queue.established_len(), limits::ESTABLISHED_JOBS_MAX),
-            Class::Stranger(_) => (self.queue.strangers_len(), limits::STRANGER_JOBS_MAX),
+            Class::Established(_) => (self.queue.established_len(), self.jobs_max.0),
+            Class::Stranger(_) => (self.queue.strangers_len(), self.jobs_max.1),
         };
         if waiting >= most {
             return Err(job);
