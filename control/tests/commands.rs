@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Redirect;
 use axum::routing::{any, get};
 use ringwire::discovery::{DiscoveryClient, DiscoveryError, DiscoveryHost, DiscoverySettings, unix_now_ns};
+use ringwire_dataplane::counters::Counter;
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_dataplane::{Server, ServerConfig};
 use ringwire_proto::entry::{Deployment, ENTRY_VERSION, Entry, ServerPart};
@@ -418,6 +419,94 @@ fn a_discovery_finds_everybody_and_forgets_who_leaves() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("dmsg error 100"), "{output:?}");
     runtime.block_on(host.stop());
+}
+
+#[test]
+fn bench_measures_sessions_and_streams_too() {
+    let place = Place::new();
+    let pid = std::process::id().to_string();
+    // The server runs in this process, so its cost is that of the whole test: there is one, and that is all.
+    let bench = |words: &[&str]| {
+        let words =
+            [&["bench", "bridge", "--json", "--server-pid", &pid, "--seconds", "0.5"], words].concat();
+        let output = place.output(&words);
+        assert!(output.status.success(), "{output:?}");
+        let report = json_of(&output);
+        assert_eq!(report["verified"], true, "{report}");
+        report
+    };
+    let opened = |counter| place.server.counters().value(counter);
+
+    let before = opened(Counter::SessionsOpened);
+    let report = bench(&["--mode", "handshakes", "--sessions", "4"]);
+    let made = opened(Counter::SessionsOpened) - before;
+    let rate = report["handshakes_per_second"].as_f64().unwrap();
+    let counted = (rate * report["seconds"].as_f64().unwrap()).round() as u64;
+    // One more asked whether the server answers pings.
+    assert_eq!(counted + 1, made, "{report}");
+    assert_eq!(report["latency_us"]["count"].as_u64().unwrap(), counted);
+    assert!(report["server_cpu_ms_per_handshake"].as_f64().unwrap() > 0.0, "{report}");
+
+    let before = opened(Counter::BridgesOpened);
+    let report = bench(&["--mode", "opens", "--pairs", "2", "--streams", "3"]);
+    let rate = report["opens_per_second"].as_f64().unwrap();
+    let counted = (rate * report["seconds"].as_f64().unwrap()).round() as u64;
+    assert_eq!(counted, opened(Counter::BridgesOpened) - before, "{report}");
+    assert!(report["server_cpu_ms_per_open"].as_f64().unwrap() > 0.0, "{report}");
+    assert!(report["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{report}");
+
+    let before = opened(Counter::SessionsOpened);
+    let report = bench(&["--mode", "idle", "--sessions", "150"]);
+    assert_eq!(opened(Counter::SessionsOpened) - before, 151);
+    assert!(report["rss_bytes_per_session"].is_f64(), "{report}");
+    assert!(report["server_rss_bytes"].as_u64().unwrap() > 0, "{report}");
+
+    let table = place.output(&["bench", "bridge", "--mode", "opens", "--seconds", "0.3"]);
+    assert!(text(&table.stdout).contains("opened streams") && table.status.success(), "{table:?}");
+    let table = place.output(&["bench", "bridge", "--mode", "handshakes", "--seconds", "0.3"]);
+    assert!(text(&table.stdout).contains("every session came about"), "{table:?}");
+}
+
+#[test]
+fn bench_takes_a_server_from_a_discovery() {
+    let place = Place::new();
+    let runtime = runtime();
+    let (host, url) = runtime.block_on(discovery(&place));
+    let words = ["bench", "bridge", "--json", "--seconds", "0.3", "--discovery", &url];
+    let output = place.command(&words).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(json_of(&output)["verified"], true);
+    assert!(place.server.counters().value(Counter::BridgesOpened) > 0);
+    runtime.block_on(host.stop());
+    let output = place.command(&words).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains(&url), "{output:?}");
+}
+
+#[test]
+fn a_server_that_dies_fails_every_mode() {
+    for mode in ["handshakes", "opens", "idle"] {
+        let place = Place::new();
+        let words = ["bench", "bridge", "--json", "--seconds", "20", "--sessions", "8", "--mode", mode];
+        let mut bench = place.over(&words);
+        let mut bench = bench.spawn().unwrap();
+        let started = Instant::now();
+        let under_way = || match mode {
+            "opens" => place.server.counters().value(Counter::BridgesOpened) > 2,
+            _ => place.server.counters().value(Counter::SessionsOpened) > 4,
+        };
+        while !under_way() {
+            assert!(started.elapsed() < common::PATIENCE, "{mode}: nothing happens");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        place.server.stop().unwrap();
+        let mut shown = String::new();
+        bench.stdout.take().unwrap().read_to_string(&mut shown).unwrap();
+        assert_eq!(bench.wait().unwrap().code(), Some(1), "{mode}: {shown}");
+        let report: Value = serde_json::from_str(&shown).unwrap();
+        assert_eq!(report["verified"], false, "{mode}: {report}");
+        assert!(!report["errors"].as_array().unwrap().is_empty(), "{mode}: {report}");
+    }
 }
 
 #[test]

@@ -17,15 +17,16 @@ use thiserror::Error;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::process::{self, CpuTime};
+use super::cost::{Cost, Meter};
 use super::report::{Latency, Report};
 use super::transfer::{self, PING_BYTES, TransferError};
 use crate::dmsg::{
-    ConnectError, DialError, Disconnected, ListenError, ServerAddress, Session, SessionConfig, Stream,
+    ConnectError, DialError, Disconnected, ListenError, Listener, ServerAddress, Session, SessionConfig,
+    Stream,
 };
 
 /// Port of the receiving clients.
-const PORT: u16 = 9;
+pub(super) const PORT: u16 = 9;
 
 /// What may still be under way when the time is up must arrive within this time.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -40,6 +41,12 @@ pub enum Mode {
     Bulk,
     /// 64 bytes there and back, one at a time on each stream.
     Latency,
+    /// Sessions made and closed again.
+    Handshakes,
+    /// Streams opened and closed again.
+    Opens,
+    /// Sessions that do nothing, and the memory they cost.
+    Idle,
 }
 
 /// A run.
@@ -51,9 +58,11 @@ pub struct Options {
     pub server_pid: Option<u32>,
     /// Client pairs.
     pub pairs: usize,
-    /// Streams of each pair.
+    /// Streams of each pair; in opens mode, those being opened at a time.
     pub streams: usize,
-    /// How long to send.
+    /// Sessions being made at a time in handshakes mode, held together in idle mode.
+    pub sessions: usize,
+    /// How long to send, to make sessions or streams, or to hold idle sessions.
     pub duration: Duration,
     /// Bytes of one write.
     pub write_bytes: usize,
@@ -92,12 +101,22 @@ pub enum BenchError {
 pub struct Progress {
     bytes: AtomicU64,
     ready: AtomicU64,
+    counted: AtomicU64,
 }
 
 impl Progress {
     /// Application bytes received so far.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Sessions made or streams opened so far, in the modes that count them.
+    pub fn counted(&self) -> u64 {
+        self.counted.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn count_one(&self) {
+        self.counted.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Streams set up so far.
@@ -119,22 +138,14 @@ enum End {
     Received(u64),
 }
 
-/// Runs a benchmark.
-///
-/// # Errors
-/// See [`BenchError`]; only before the first byte. A run whose bytes do not arrive gives a report with
-/// `verified: false`.
-pub async fn run(options: Options, progress: Arc<Progress>) -> Result<Report, BenchError> {
-    let lanes = set_up(&options, &progress).await?;
-    let own_pid = std::process::id();
-    let cpu_time = |pid: Option<u32>| pid.and_then(CpuTime::now);
-    let before = (cpu_time(options.server_pid), cpu_time(Some(own_pid)));
-
-    let started = Instant::now();
-    let until = started + options.duration;
+/// Moves bytes over streams that stay, in bulk or back and forth.
+pub(super) async fn transfers(options: &Options, progress: &Arc<Progress>) -> Result<Report, BenchError> {
+    let lanes = set_up(options, progress).await?;
+    let meter = Meter::start(options.server_pid);
+    let until = Instant::now() + options.duration;
     let mut ends = JoinSet::new();
     for lane in lanes {
-        spawn_lane(&mut ends, lane, &options, until, &progress);
+        spawn_lane(&mut ends, lane, options, until, progress);
     }
     let mut collected = Collected { round_trips: transfer::histogram(), received: 0, errors: Vec::new() };
     let limit = options.duration + DRAIN_LIMIT;
@@ -146,32 +157,18 @@ pub async fn run(options: Options, progress: Arc<Progress>) -> Result<Report, Be
         ));
         ends.shutdown().await;
     }
-    let seconds = started.elapsed().as_secs_f64();
-    let cost = |before: Option<CpuTime>, pid| Some(cpu_time(pid)?.since(&before?)?.as_secs_f64());
-    let server_cpu_s = cost(before.0, options.server_pid);
-    let client_cpu_s = cost(before.1, Some(own_pid));
+    let cost = meter.read();
     let bytes = collected.received;
     let gib = bytes as f64 / GIB;
     let is_bulk = options.mode == Mode::Bulk;
-    Ok(Report {
-        verified: collected.errors.is_empty(),
-        mode: options.mode,
-        pairs: options.pairs,
-        streams: options.streams,
-        write_size: if is_bulk { options.write_bytes } else { PING_BYTES },
-        go_frames: options.go_frames,
-        go_writes: options.go_writes,
-        bytes,
-        seconds,
-        bits_per_second: bytes as f64 * 8.0 / seconds,
-        latency_us: Latency::of(&collected.round_trips),
-        server_cpu_s,
-        server_cpu_s_per_gib: server_cpu_s.filter(|_| is_bulk && bytes > 0).map(|cpu_s| cpu_s / gib),
-        server_rss_bytes: options.server_pid.and_then(process::resident_bytes),
-        client_cpu_s,
-        warnings: warnings(&options, server_cpu_s, client_cpu_s, seconds),
-        errors: collected.errors,
-    })
+    let mut report = Report::new(options, &cost, collected.errors);
+    report.write_size = if is_bulk { options.write_bytes } else { PING_BYTES };
+    report.bytes = bytes;
+    report.bits_per_second = bytes as f64 * 8.0 / report.seconds;
+    report.latency_us = Latency::of(&collected.round_trips);
+    report.server_cpu_s_per_gib = cost.server_cpu_s.filter(|_| is_bulk && bytes > 0).map(|cpu_s| cpu_s / gib);
+    report.warnings.extend(crowded(options, &cost));
+    Ok(report)
 }
 
 struct Collected {
@@ -206,17 +203,18 @@ fn spawn_lane(
     progress: &Arc<Progress>,
 ) {
     let Lane { number, mut sender, mut receiver } = lane;
-    let (mode, write_bytes, progress) = (options.mode, options.write_bytes, Arc::clone(progress));
+    let (write_bytes, progress) = (options.write_bytes, Arc::clone(progress));
+    let is_bulk = options.mode == Mode::Bulk;
     ends.spawn(async move {
-        let echo = mode == Mode::Latency;
-        transfer::receive(&mut receiver, number, echo, &progress.bytes).await.map(End::Received)
+        transfer::receive(&mut receiver, number, !is_bulk, &progress.bytes).await.map(End::Received)
     });
     ends.spawn(async move {
         let mut round_trips = transfer::histogram();
-        match mode {
-            Mode::Bulk => transfer::send_bulk(&mut sender, number, write_bytes, until).await?,
-            Mode::Latency => transfer::send_pings(&mut sender, number, until, &mut round_trips).await?,
-        };
+        if is_bulk {
+            transfer::send_bulk(&mut sender, number, write_bytes, until).await?;
+        } else {
+            transfer::send_pings(&mut sender, number, until, &mut round_trips).await?;
+        }
         Ok(End::Sent(round_trips))
     });
 }
@@ -239,17 +237,7 @@ async fn set_up_pair(
     pair: usize,
     progress: Arc<Progress>,
 ) -> Result<Vec<Lane>, BenchError> {
-    let config = || SessionConfig {
-        hybrid: options.hybrid,
-        go_frames: options.go_frames,
-        go_writes: options.go_writes,
-        ..SessionConfig::new(SecretKey::generate(&mut OsEntropy), options.server.clone())
-    };
-    let (sender, receiver) = tokio::try_join!(Session::connect(config()), Session::connect(config()))?;
-    let mut listener = receiver.listen(PORT)?;
-    // The server files a session a moment after the client's side of its handshake is done, and a dial before that
-    // finds nobody. An answered ping proves that it is filed; servers of 2024 do not answer, hence the bound.
-    timeout(Duration::from_millis(250), receiver.ping()).await.ok();
+    let (sender, receiver, mut listener) = connect_pair(&options).await?;
     let destination = Address { key: receiver.public_key(), port: PORT };
     let mut lanes = Vec::with_capacity(options.streams);
     for stream in 0..options.streams {
@@ -262,38 +250,33 @@ async fn set_up_pair(
     Ok(lanes)
 }
 
-fn warnings(
-    options: &Options,
-    server_cpu_s: Option<f64>,
-    client_cpu_s: Option<f64>,
-    seconds: f64,
-) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let mut warn = |text: String| warnings.push(text);
-    match options.server_pid {
-        None => warn("the server's process is not known (--server-pid): its cost was not measured".into()),
-        Some(pid) if server_cpu_s.is_none() => {
-            warn(format!("process {pid} cannot be read: the server's cost was not measured"));
-        }
-        Some(_) => {}
-    }
-    if cfg!(debug_assertions) {
-        warn("this program is a debug build: build with --release to measure".into());
-    }
-    if options.duration < Duration::from_secs(3) {
-        warn("a run of less than 3 s measures mostly its beginning: use --seconds 5 or more".into());
-    }
+/// A sender, a receiver, and where the receiver listens.
+pub(super) async fn connect_pair(options: &Options) -> Result<(Session, Session, Listener), BenchError> {
+    let config = || SessionConfig {
+        hybrid: options.hybrid,
+        go_frames: options.go_frames,
+        go_writes: options.go_writes,
+        ..SessionConfig::new(SecretKey::generate(&mut OsEntropy), options.server.clone())
+    };
+    let (sender, receiver) = tokio::try_join!(Session::connect(config()), Session::connect(config()))?;
+    let listener = receiver.listen(PORT)?;
+    // The server files a session a moment after the client's side of its handshake is done, and a dial before that
+    // finds nobody. An answered ping proves that it is filed; servers of 2024 do not answer, hence the bound.
+    timeout(Duration::from_millis(250), receiver.ping()).await.ok();
+    Ok((sender, receiver, listener))
+}
+
+/// A warning when the server had no core of its own left to show what it can do.
+fn crowded(options: &Options, cost: &Cost) -> Option<String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from) as f64;
-    if let (Some(client), Some(server)) = (client_cpu_s, server_cpu_s) {
-        let busy = (client + server) / (cores * seconds);
-        // The server has no core of its own left to show what it can do.
-        if options.mode == Mode::Bulk && busy > 0.9 && client > server {
-            warn(format!(
-                "all {cores} cores were busy and the clients used {:.0} % of them: the rate shows this machine's \
-                 limit, compare the cost per GiB instead",
-                100.0 * client / (cores * seconds)
-            ));
-        }
-    }
-    warnings
+    let seconds = cost.elapsed.as_secs_f64();
+    let (client, server) = (cost.client_cpu_s?, cost.server_cpu_s?);
+    let busy = (client + server) / (cores * seconds);
+    (options.mode == Mode::Bulk && busy > 0.9 && client > server).then(|| {
+        format!(
+            "all {cores} cores were busy and the clients used {:.0} % of them: the rate shows this machine's limit, \
+             compare the cost per GiB instead",
+            100.0 * client / (cores * seconds)
+        )
+    })
 }

@@ -1,23 +1,28 @@
 //! What a benchmark found, for people and for programs.
 
 use std::fmt;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::bridge::Mode;
+use super::bridge::{Mode, Options};
+use super::cost::Cost;
+use super::{opens, sessions};
 
 /// The result of a run. Field names are those of the JSON output and stay.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Every byte arrived, once, in order, unchanged. False: the run failed, see `errors`.
     pub verified: bool,
-    /// `bulk` or `latency`.
+    /// `bulk`, `latency`, `handshakes`, `opens` or `idle`.
     pub mode: Mode,
     /// Client pairs.
     pub pairs: usize,
     /// Streams of each pair.
     pub streams: usize,
+    /// Sessions at a time, in handshakes and idle mode.
+    pub sessions: usize,
     /// Bytes of one write by the application.
     pub write_size: usize,
     /// One multiplexer frame per Noise frame, as Go clients write.
@@ -31,14 +36,25 @@ pub struct Report {
     pub seconds: f64,
     /// `bytes` as bits over `seconds`.
     pub bits_per_second: f64,
-    /// Round trips of 64 bytes through the bridge and back, in latency mode.
+    /// Round trips of 64 bytes through the bridge and back in latency mode; TCP connection and handshake in handshakes
+    /// and idle mode; dial and answer in opens mode.
     pub latency_us: Option<Latency>,
+    /// Handshakes that succeeded over `seconds`, in handshakes mode.
+    pub handshakes_per_second: Option<f64>,
+    /// Streams opened over `seconds`, in opens mode.
+    pub opens_per_second: Option<f64>,
     /// Processor time of the server for the run, when its process is known.
     pub server_cpu_s: Option<f64>,
     /// The same for each GiB of `bytes`, in bulk mode.
     pub server_cpu_s_per_gib: Option<f64>,
-    /// The server's resident memory at the end of the run, streams still open.
+    /// Processor time of the server for each handshake, its session's ping and end included, in milliseconds.
+    pub server_cpu_ms_per_handshake: Option<f64>,
+    /// Processor time of the server for each stream, its few bytes and its end included, in milliseconds.
+    pub server_cpu_ms_per_open: Option<f64>,
+    /// The server's resident memory at the end of the run, streams and idle sessions still open.
     pub server_rss_bytes: Option<u64>,
+    /// By how much that grew for each idle session.
+    pub rss_bytes_per_session: Option<f64>,
     /// Processor time of this program for the run.
     pub client_cpu_s: Option<f64>,
     /// What makes the numbers less trustworthy.
@@ -73,28 +89,151 @@ impl Latency {
     }
 }
 
+impl Report {
+    /// What all modes have in common.
+    pub(super) fn new(options: &Options, cost: &Cost, errors: Vec<String>) -> Self {
+        Self {
+            verified: errors.is_empty(),
+            mode: options.mode,
+            pairs: options.pairs,
+            streams: options.streams,
+            sessions: options.sessions,
+            write_size: options.write_bytes,
+            go_frames: options.go_frames,
+            go_writes: options.go_writes,
+            bytes: 0,
+            seconds: cost.elapsed.as_secs_f64(),
+            bits_per_second: 0.0,
+            latency_us: None,
+            handshakes_per_second: None,
+            opens_per_second: None,
+            server_cpu_s: cost.server_cpu_s,
+            server_cpu_s_per_gib: None,
+            server_cpu_ms_per_handshake: None,
+            server_cpu_ms_per_open: None,
+            server_rss_bytes: cost.server_rss_bytes,
+            rss_bytes_per_session: None,
+            client_cpu_s: cost.client_cpu_s,
+            warnings: warnings(options, cost),
+            errors,
+        }
+    }
+
+    pub(super) fn of_handshakes(options: &Options, outcome: sessions::Outcome) -> Self {
+        let mut report = Self::new(options, &outcome.cost, outcome.errors);
+        report.expect_some(outcome.handshakes, "no handshake was finished");
+        report.handshakes_per_second = Some(outcome.handshakes as f64 / report.seconds);
+        report.server_cpu_ms_per_handshake = per_thing_ms(outcome.cost.server_cpu_s, outcome.handshakes);
+        report.latency_us = Latency::of(&outcome.times);
+        report.warn_of_mute_server(outcome.answers_pings);
+        report
+    }
+
+    pub(super) fn of_idle(options: &Options, outcome: sessions::Outcome) -> Self {
+        let mut report = Self::new(options, &outcome.cost, outcome.errors);
+        let growth = outcome.cost.server_rss_growth_bytes.filter(|_| outcome.sessions > 0);
+        report.rss_bytes_per_session = growth.map(|bytes| bytes as f64 / outcome.sessions as f64);
+        report.latency_us = Latency::of(&outcome.times);
+        report.warn_of_mute_server(outcome.answers_pings);
+        report
+    }
+
+    pub(super) fn of_opens(options: &Options, outcome: opens::Outcome) -> Self {
+        let mut report = Self::new(options, &outcome.cost, outcome.errors);
+        report.expect_some(outcome.opens, "no stream was opened");
+        report.opens_per_second = Some(outcome.opens as f64 / report.seconds);
+        report.server_cpu_ms_per_open = per_thing_ms(outcome.cost.server_cpu_s, outcome.opens);
+        report.latency_us = Latency::of(&outcome.times);
+        report
+    }
+
+    fn expect_some(&mut self, count: u64, otherwise: &str) {
+        if count == 0 {
+            self.verified = false;
+            self.errors.push(otherwise.to_owned());
+        }
+    }
+
+    fn warn_of_mute_server(&mut self, answers_pings: bool) {
+        if !answers_pings {
+            self.warnings.push(
+                "the server answers no pings, as those of 2024: a session counts when its handshake is done, filed or not"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
+fn per_thing_ms(cpu_s: Option<f64>, count: u64) -> Option<f64> {
+    cpu_s.filter(|_| count > 0).map(|cpu_s| cpu_s * 1000.0 / count as f64)
+}
+
+/// What makes the numbers less trustworthy, in every mode.
+fn warnings(options: &Options, cost: &Cost) -> Vec<String> {
+    let mut warnings = Vec::new();
+    match options.server_pid {
+        None => {
+            warnings
+                .push("the server's process is not known (--server-pid): its cost was not measured".into());
+        }
+        Some(pid) if cost.server_cpu_s.is_none() => {
+            warnings.push(format!("process {pid} cannot be read: the server's cost was not measured"));
+        }
+        Some(_) => {}
+    }
+    if cfg!(debug_assertions) {
+        warnings.push("this program is a debug build: build with --release to measure".into());
+    }
+    if options.duration < Duration::from_secs(3) && options.mode != Mode::Idle {
+        warnings.push("a run of less than 3 s measures mostly its beginning: use --seconds 5 or more".into());
+    }
+    warnings
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |name: &str, value: String| writeln!(f, "  {name:<18}{value}");
-        let verdict = if self.verified { "every byte arrived unchanged" } else { "FAILED" };
+        let verdict = match (self.verified, self.mode) {
+            (false, _) => "FAILED",
+            (true, Mode::Bulk | Mode::Latency | Mode::Opens) => "every byte arrived unchanged",
+            (true, Mode::Handshakes) => "every session came about",
+            (true, Mode::Idle) => "every session came about and still lives",
+        };
         line("verified", verdict.to_owned())?;
         line("load", self.load())?;
-        line("moved", format!("{} in {:.2} s", bytes(self.bytes), self.seconds))?;
-        if let Some(latency) = &self.latency_us {
-            let Latency { p50, p99, p999, count } = latency;
-            line(
-                "round trip",
-                format!("p50 {p50:.0} us, p99 {p99:.0} us, p999 {p999:.0} us ({count} times)"),
-            )?;
-        } else {
+        if matches!(self.mode, Mode::Bulk | Mode::Latency) {
+            line("moved", format!("{} in {:.2} s", bytes(self.bytes), self.seconds))?;
+        }
+        if self.mode == Mode::Bulk {
             line("rate", format!("{:.3} Gbit/s", self.bits_per_second / 1e9))?;
         }
+        if let Some(rate) = self.handshakes_per_second {
+            line("handshakes", format!("{rate:.0} per second for {:.2} s", self.seconds))?;
+        }
+        if let Some(rate) = self.opens_per_second {
+            line("opened streams", format!("{rate:.0} per second for {:.2} s", self.seconds))?;
+        }
+        if let Some(latency) = &self.latency_us {
+            let Latency { p50, p99, p999, count } = latency;
+            let name = match self.mode {
+                Mode::Bulk | Mode::Latency => "round trip",
+                Mode::Handshakes | Mode::Idle => "time of each",
+                Mode::Opens => "time of a dial",
+            };
+            line(name, format!("p50 {p50:.0} us, p99 {p99:.0} us, p999 {p999:.0} us ({count} times)"))?;
+        }
         if let Some(cpu_s) = self.server_cpu_s {
-            let per_gib = self.server_cpu_s_per_gib.map(|cost| format!(", {cost:.2} s per GiB"));
-            line("server processor", format!("{cpu_s:.2} s{}", per_gib.unwrap_or_default()))?;
+            let each = [
+                self.server_cpu_s_per_gib.map(|cost| format!(", {cost:.2} s per GiB")),
+                self.server_cpu_ms_per_handshake.map(|cost| format!(", {cost:.3} ms per handshake")),
+                self.server_cpu_ms_per_open.map(|cost| format!(", {cost:.3} ms per stream")),
+            ];
+            let each: String = each.into_iter().flatten().collect();
+            line("server processor", format!("{cpu_s:.2} s{each}"))?;
         }
         if let Some(resident) = self.server_rss_bytes {
-            line("server memory", bytes(resident))?;
+            let each = self.rss_bytes_per_session.map(|cost| format!(", {} per session", bytes(cost as u64)));
+            line("server memory", format!("{}{}", bytes(resident), each.unwrap_or_default()))?;
         }
         if let Some(cpu_s) = self.client_cpu_s {
             line("client processor", format!("{cpu_s:.2} s"))?;
@@ -116,6 +255,12 @@ impl Report {
             (true, false) => ", frames as of Go clients",
             (false, false) => "",
         };
+        match self.mode {
+            Mode::Handshakes => return format!("{} sessions being made at a time", self.sessions),
+            Mode::Idle => return format!("{} sessions that do nothing", self.sessions),
+            Mode::Opens => return format!("{} pairs x {} streams being opened", self.pairs, self.streams),
+            Mode::Bulk | Mode::Latency => {}
+        }
         format!(
             "{} pairs x {} streams, writes of {}{go}",
             self.pairs,

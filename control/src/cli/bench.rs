@@ -9,14 +9,26 @@ use std::time::{Duration, Instant};
 use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::HybridChoice;
 use crate::bench::{self, Mode, Options, Progress};
+use crate::discovery::DiscoveryClient;
 use crate::dmsg::ServerAddress;
 use crate::state::{STATE_VARIABLE, State};
 
 /// Redraws of the progress bar; slow terminals stay usable.
 const REDRAW_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Sessions being made at a time by default: enough that the wait of each behind its handshake (dmsg-wire 4.4) does not
+/// limit the rate.
+const HANDSHAKES: u32 = 64;
+
+/// Idle sessions by default: enough that what the server holds once does not show.
+const IDLE_SESSIONS: u32 = 1000;
+
+/// Descriptors this program needs besides its connections.
+const DESCRIPTORS_SPARE: u64 = 64;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -29,15 +41,22 @@ pub(super) enum Command {
   ringwire bench bridge                                  the server that runs on this machine
   ringwire bench bridge --mode latency --streams 1       round trips of 64 bytes
   ringwire bench bridge --pairs 4 --streams 8 --seconds 10
+  ringwire bench bridge --mode handshakes                sessions per second, and what each costs
+  ringwire bench bridge --mode opens                     streams per second
+  ringwire bench bridge --mode idle --sessions 5000      memory of a session that does nothing
   ringwire bench bridge --go-frames                      frames cut as the Go clients cut them
   ringwire bench bridge --go-frames --go-writes          and written as they write them
   ringwire bench bridge --server 02..@192.0.2.1:8081 --json
 
+--server-pid names the process that forwards: with ringwire run that is its data plane, and it is known from server.json.
 Every byte is checked; a run that loses or changes one prints verified: false and exits with 1.")]
 pub(super) struct Bridge {
     /// Server to measure, as PUBLICKEY@HOST:PORT [default: the one of server.json in the state directory]
     #[arg(long, value_name = "PK@HOST:PORT")]
     server: Option<ServerAddress>,
+    /// Take the server with the most free sessions that this discovery lists
+    #[arg(long, value_name = "URL", conflicts_with = "server")]
+    discovery: Option<String>,
     /// State directory of the server [default: $XDG_STATE_HOME/ringwire or ~/.local/state/ringwire]
     #[arg(long, value_name = "DIR", env = STATE_VARIABLE)]
     state: Option<PathBuf>,
@@ -47,7 +66,10 @@ pub(super) struct Bridge {
     /// Streams of each pair
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
     streams: u16,
-    /// How long to send
+    /// Sessions being made at a time in handshakes mode [default: 64], held together in idle mode [default: 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    sessions: Option<u32>,
+    /// How long to send, to make sessions or streams, or to hold idle sessions
     #[arg(long, value_name = "S", default_value_t = 5.0, value_parser = seconds)]
     seconds: f64,
     /// Bytes of one write
@@ -79,6 +101,12 @@ enum ModeArgument {
     Bulk,
     /// 64 bytes there and back, one at a time
     Latency,
+    /// Sessions made and closed again
+    Handshakes,
+    /// Streams opened and closed again
+    Opens,
+    /// Sessions that do nothing, and the memory they cost the server
+    Idle,
 }
 
 impl From<ModeArgument> for Mode {
@@ -86,6 +114,9 @@ impl From<ModeArgument> for Mode {
         match argument {
             ModeArgument::Bulk => Self::Bulk,
             ModeArgument::Latency => Self::Latency,
+            ModeArgument::Handshakes => Self::Handshakes,
+            ModeArgument::Opens => Self::Opens,
+            ModeArgument::Idle => Self::Idle,
         }
     }
 }
@@ -116,9 +147,10 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 impl Bridge {
     fn options(self) -> anyhow::Result<Options> {
-        let (server, noted_pid) = match self.server {
-            Some(server) => (server, None),
-            None => {
+        let (server, noted_pid) = match (self.server, &self.discovery) {
+            (Some(server), _) => (server, None),
+            (None, Some(url)) => (listed(url)?, None),
+            (None, None) => {
                 let state = State::locate(self.state)?;
                 let note = state.read_note()?;
                 let key = note
@@ -127,19 +159,52 @@ impl Bridge {
                 (ServerAddress { key, address: note.address.to_string() }, Some(note.dataplane_pid))
             }
         };
+        let mode = Mode::from(self.mode);
+        let sessions = self.sessions.unwrap_or(if mode == Mode::Idle { IDLE_SESSIONS } else { HANDSHAKES });
+        raise_descriptors(u64::from(sessions) + u64::from(self.pairs) * 2)?;
         Ok(Options {
             server,
             server_pid: self.server_pid.or(noted_pid),
             pairs: self.pairs.into(),
             streams: self.streams.into(),
+            sessions: sessions as usize,
             duration: Duration::from_secs_f64(self.seconds),
             write_bytes: self.write_size as usize,
-            mode: self.mode.into(),
+            mode,
             go_frames: self.go_frames,
             go_writes: self.go_writes,
             hybrid: self.hybrid.into(),
         })
     }
+}
+
+/// The server of a discovery that has the most free sessions.
+fn listed(url: &str) -> anyhow::Result<ServerAddress> {
+    let client = DiscoveryClient::new(url)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut servers = runtime.block_on(client.available_servers())?;
+    servers.sort_by_key(|entry| entry.server.as_ref().map_or(0, |server| -server.available_sessions));
+    let server = servers.iter().find_map(ServerAddress::of_entry);
+    server.ok_or_else(|| {
+        anyhow!("{url} lists no server with free sessions; name one with --server PK@HOST:PORT")
+    })
+}
+
+/// Lets this program have `connections` at a time, as far as the system allows.
+fn raise_descriptors(connections: u64) -> anyhow::Result<()> {
+    let needed = connections + DESCRIPTORS_SPARE;
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current.is_none_or(|current| current >= needed) {
+        return Ok(());
+    }
+    if limit.maximum.is_some_and(|maximum| maximum < needed) {
+        return Err(anyhow!(
+            "{needed} open files are needed and {} are allowed: lower --sessions, or raise the limit with ulimit -n",
+            limit.maximum.unwrap_or_default()
+        ));
+    }
+    setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum: limit.maximum })?;
+    Ok(())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -154,7 +219,8 @@ fn show(options: &Options, progress: &Arc<Progress>) -> Option<tokio::task::Join
     if !std::io::stderr().is_terminal() {
         return None;
     }
-    let total = (options.pairs * options.streams) as u64;
+    let counts = !matches!(options.mode, Mode::Bulk | Mode::Latency);
+    let total = if counts { 0 } else { (options.pairs * options.streams) as u64 };
     let duration = options.duration;
     let progress = Arc::clone(progress);
     Some(tokio::spawn(async move {
@@ -163,16 +229,20 @@ fn show(options: &Options, progress: &Arc<Progress>) -> Option<tokio::task::Join
             bar.0.set_style(style);
         }
         let mut started = None;
-        let mut last = (Instant::now(), 0);
+        let mut last = (Instant::now(), 0_u64);
         loop {
-            let (ready, bytes) = (progress.streams_ready(), progress.bytes());
+            let bytes = if counts { progress.counted() } else { progress.bytes() };
+            let ready = progress.streams_ready();
             if ready < total {
                 bar.0.set_message(format!("opening streams: {ready} of {total}"));
             } else {
                 let started: &mut Instant = started.get_or_insert_with(Instant::now);
-                let rate = (bytes - last.1) as f64 * 8.0 / last.0.elapsed().as_secs_f64().max(1e-3) / 1e9;
+                let rate = (bytes - last.1) as f64 / last.0.elapsed().as_secs_f64().max(1e-3);
                 bar.0.set_position(u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX));
-                bar.0.set_message(format!("{rate:.2} Gbit/s"));
+                bar.0.set_message(match counts {
+                    true => format!("{bytes} done, {rate:.0} per second"),
+                    false => format!("{:.2} Gbit/s", rate * 8.0 / 1e9),
+                });
             }
             last = (Instant::now(), bytes);
             tokio::time::sleep(REDRAW_INTERVAL).await;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use ringwire_proto::entry::Entry;
 use ringwire_proto::identity::PublicKey;
 use thiserror::Error;
 
@@ -13,6 +14,17 @@ pub struct ServerAddress {
     pub key: PublicKey,
     /// `HOST:PORT`; the host may be a name, an IPv4 address or a bracketed IPv6 address.
     pub address: String,
+}
+
+impl ServerAddress {
+    /// Of a server's entry; `None` when it is not a server's or has no usable address. Its signature is not asked for:
+    /// a discovery changes stored server entries (dmsg-wire 12.2), and the handshake proves the key.
+    pub fn of_entry(entry: &Entry) -> Option<Self> {
+        let address = &entry.server.as_ref()?.address;
+        let (host, port) = address.rsplit_once(':')?;
+        let is_usable = !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0);
+        is_usable.then_some(Self { key: entry.static_key?, address: address.clone() })
+    }
 }
 
 /// Why a text is no server address.

@@ -12,9 +12,10 @@ use ringwire_proto::identity::{Address, PublicKey};
 use ringwire_proto::object::ErrorCode;
 use tokio::time::{Instant, timeout};
 
-use super::directory::{DirectoryError, delegated_servers, server_address};
+use super::directory::{DirectoryError, delegated_servers};
 use super::error::{Cause, ReachError, SessionError};
 use super::inner::Inner;
+use crate::dmsg::address::ServerAddress;
 use crate::dmsg::error::DialError;
 use crate::dmsg::session::Session;
 use crate::dmsg::stream::Stream;
@@ -134,7 +135,7 @@ impl Search<'_> {
         if !delegated.is_empty() {
             return delegated;
         }
-        if server_address(entry).is_some() {
+        if ServerAddress::of_entry(entry).is_some() {
             return vec![self.destination.key];
         }
         let code =

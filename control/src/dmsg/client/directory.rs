@@ -112,15 +112,6 @@ impl Directory for KnownServers {
     }
 }
 
-/// The address of a server's entry; `None` when it is not a server's or has no usable address. Signatures are not
-/// asked for: the discovery changes stored server entries (dmsg-wire 12.2), and the handshake proves the key.
-pub(super) fn server_address(entry: &Entry) -> Option<ServerAddress> {
-    let address = &entry.server.as_ref()?.address;
-    let (host, port) = address.rsplit_once(':')?;
-    (!host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
-        .then_some(ServerAddress { key: entry.static_key?, address: address.clone() })
-}
-
 /// The servers a client's entry delegates to.
 pub(super) fn delegated_servers(entry: &Entry) -> &[PublicKey] {
     entry.client.as_ref().and_then(|client| client.delegated_servers.as_deref()).unwrap_or_default()

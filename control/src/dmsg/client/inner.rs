@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::ClientConfig;
 use super::backoff::Candidates;
-use super::directory::{Directory, DirectoryError, server_address};
+use super::directory::{Directory, DirectoryError};
 use super::error::SessionError;
 use super::memory::Memory;
 use super::one_per_key::KeyLease;
@@ -121,7 +121,9 @@ impl Inner {
             Some(entry) => entry,
             None => self.read_entry(key).await?.ok_or(SessionError::NotFound { key })?,
         };
-        server_address(&entry).filter(|server| server.key == key).ok_or(SessionError::NotServer { key })
+        ServerAddress::of_entry(&entry)
+            .filter(|server| server.key == key)
+            .ok_or(SessionError::NotServer { key })
     }
 
     pub(super) fn cached_entry(&self, key: &PublicKey) -> Option<Entry> {

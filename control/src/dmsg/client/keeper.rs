@@ -12,7 +12,7 @@ use ringwire_proto::identity::PublicKey;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::directory::{DirectoryError, server_address};
+use super::directory::DirectoryError;
 use super::error::SessionError;
 use super::inner::{Inner, Status, Stop, random};
 use super::registration::{Registration, post};
@@ -131,7 +131,7 @@ impl Keeper {
         self.work.spawn(async move {
             let listed = timeout(limit, directory.available_servers()).await;
             let listed = listed.unwrap_or(Err(DirectoryError::TimedOut(limit)));
-            Done::Listed(listed.map(|entries| entries.iter().filter_map(server_address).collect()))
+            Done::Listed(listed.map(|entries| entries.iter().filter_map(ServerAddress::of_entry).collect()))
         });
         None
     }
