@@ -8,16 +8,18 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::process::{PATIENCE, Planes, json, ringwire, send};
 use ringwire::discovery::{DiscoveryClient, DiscoveryHost, DiscoverySettings};
-use ringwire::dmsg::{ServerAddress, Session, SessionConfig};
+use ringwire::dmsg::{Client, ClientConfig, ServerAddress, Session, SessionConfig};
 use ringwire::http::bind;
 use ringwire_dataplane::entropy::OsEntropy;
-use ringwire_proto::entry::{ClientPart, Deployment, ENTRY_VERSION, Entry};
-use ringwire_proto::identity::{PublicKey, SecretKey};
+use ringwire_proto::entry::Deployment;
+use ringwire_proto::identity::{Address, PublicKey, SecretKey};
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let started = Instant::now();
@@ -130,30 +132,42 @@ async fn another_discovery_keeps_the_entry_over_a_kill_and_loses_it_at_the_end()
     host.stop().await;
 }
 
-#[tokio::test]
+/// A client of the network that this discovery keeps.
+async fn client(discovery: &DiscoveryClient) -> Client {
+    let directory = Arc::new(discovery.clone());
+    let client = Client::start(ClientConfig::new(SecretKey::generate(&mut OsEntropy), directory)).unwrap();
+    client.ready(PATIENCE).await.unwrap();
+    client
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_find_each_other_again_after_a_kill_of_the_control_plane() {
     let directory = tempfile::tempdir().unwrap();
     let mut planes = Planes::start(directory.path(), &[]);
     let (discovery, key) = (own_discovery(&planes), key_of(&planes));
-    let client = SecretKey::generate(&mut OsEntropy);
-    let mut entry = Entry {
-        version: ENTRY_VERSION.to_owned(),
-        client: Some(ClientPart { delegated_servers: Some(vec![key]) }),
-        ..Entry::default()
-    };
-    entry.sign(&client);
-    discovery.put(&entry).await.unwrap();
+    until("registered", async || room(&discovery, key).await.is_some()).await;
+    let (left, right) = (client(&discovery).await, client(&discovery).await);
+    let mut listener = right.listen(80).unwrap();
     let journal = directory.path().join("discovery.json");
-    until("the entry is on the disk", async || {
+    until("the entries are on the disk", async || {
         let text = std::fs::read_to_string(&journal).unwrap_or_default();
-        text.contains(&client.public_key().to_string())
+        [&left, &right].iter().all(|client| text.contains(&format!("\"static\":\"{}\"", client.public_key())))
     })
     .await;
     planes.kill_control();
     planes.run_again(directory.path(), &[]);
-    // Under the URL that clients know, and there as soon as the new control plane is ready.
+    // Under the URL that clients know, and with everybody in it as soon as the new control plane is ready.
     assert_eq!(planes.ready["discovery"], discovery.url());
-    assert_eq!(discovery.entry(&client.public_key()).await.unwrap(), entry);
+    discovery.entry(&right.public_key()).await.unwrap();
+    let destination = Address { key: right.public_key(), port: 80 };
+    let (dialled, accepted) = tokio::join!(left.dial(destination), listener.accept());
+    let (mut dialled, mut accepted) = (dialled.unwrap(), accepted.unwrap());
+    dialled.write_all(b"still here").await.unwrap();
+    let mut heard = [0; 10];
+    accepted.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"still here");
+    left.close().await;
+    right.close().await;
 }
 
 fn refused(state: &Path, arguments: &[&str]) -> String {
