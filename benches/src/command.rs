@@ -4,7 +4,7 @@
 //! by the binary, which `cargo xtask bench relay` builds and runs.
 
 use crate::measure::{Measurement, Settings, measure, two_cores, verify};
-use crate::relay::{Relay, ringwire, splice, tokio_copy};
+use crate::relay::{Relay, epoll_copy, haproxy, ringwire, splice, tokio_copy, uring_copy};
 use crate::report::{Header, Report, Row, VerifiedRow};
 use crate::workload::{Bulk, Workload, select};
 use crate::{cpu, ping};
@@ -41,14 +41,18 @@ enum Command {
         #[arg(long)]
         core: Option<usize>,
     },
+    /// The relay that copies with tokio-uring.
+    #[command(hide = true)]
+    RelayTokioUring(ReferenceArguments),
+    /// The relay that copies with epoll.
+    #[command(hide = true)]
+    RelayEpoll(ReferenceArguments),
+    /// HAProxy.
+    #[command(hide = true)]
+    RelayHaproxy(ReferenceArguments),
     /// The relay that splices.
     #[command(hide = true)]
-    RelaySplice {
-        #[arg(long)]
-        sink: Vec<SocketAddr>,
-        #[arg(long)]
-        core: Option<usize>,
-    },
+    RelaySplice(ReferenceArguments),
     /// Our server.
     #[command(hide = true)]
     RelayRingwire {
@@ -63,6 +67,22 @@ enum Command {
         #[arg(long)]
         core: Option<usize>,
     },
+}
+
+/// What a reference relay needs to know.
+#[derive(Args)]
+struct ReferenceArguments {
+    #[arg(long)]
+    sink: Vec<SocketAddr>,
+    #[arg(long)]
+    core: Option<usize>,
+}
+
+impl ReferenceArguments {
+    fn run(self, relay: fn(&[SocketAddr]) -> Result<()>) -> Result<()> {
+        become_relay(self.core)?;
+        relay(&self.sink)
+    }
 }
 
 #[derive(Args)]
@@ -107,10 +127,10 @@ pub fn run() -> Result<()> {
             become_relay(core)?;
             tokio_copy::run(&sink, buffer)
         }
-        Command::RelaySplice { sink, core } => {
-            become_relay(core)?;
-            splice::run(&sink)
-        }
+        Command::RelayTokioUring(arguments) => arguments.run(uring_copy::run),
+        Command::RelayEpoll(arguments) => arguments.run(epoll_copy::run),
+        Command::RelayHaproxy(arguments) => arguments.run(haproxy::run),
+        Command::RelaySplice(arguments) => arguments.run(splice::run),
         Command::RelayRingwire { core, driver } => {
             become_relay(core)?;
             ringwire::run(driver)
@@ -136,7 +156,13 @@ fn end_with_parent() -> Result<()> {
 }
 
 fn relay(arguments: &RelayArguments) -> Result<()> {
-    let (workloads, relays) = select(&arguments.only)?;
+    let (workloads, mut relays) = select(&arguments.only)?;
+    if haproxy::version().is_none() {
+        relays.retain(|relay| *relay != Relay::Haproxy);
+    }
+    if relays.is_empty() {
+        bail!("haproxy is not installed (apt install haproxy), and --only names nothing else");
+    }
     let settings = settings(arguments)?;
     if let Some(core) = settings.generator_core {
         cpu::pin(core).with_context(|| format!("core {core} is not available"))?;
@@ -145,7 +171,9 @@ fn relay(arguments: &RelayArguments) -> Result<()> {
     rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1))?;
     let rounds = if arguments.quick { 1 } else { arguments.rounds };
     let bulks = distinct_bulks(&workloads);
-    let progress = progress((bulks.len() + workloads.len() * rounds) * relays.len());
+    let concerned = |workload: &Workload| relays.iter().filter(|relay| workload.concerns(**relay)).count();
+    let cases: usize = workloads.iter().map(concerned).sum();
+    let progress = progress(bulks.len() * relays.len() + cases * rounds);
     let mut header = header(&settings, rounds);
 
     let payload = if arguments.quick { 4 } else { arguments.verify_mib } << 20;
@@ -167,11 +195,17 @@ fn relay(arguments: &RelayArguments) -> Result<()> {
     progress.finish_and_clear();
 
     let mut rows = Vec::new();
-    for (workload, relay, rounds) in measured {
+    for (workload, relay, rounds) in measured.into_iter().flatten() {
         if relay == Relay::Ringwire
             && let Some(round) = rounds.iter().flatten().next()
         {
             header.driver.clone_from(&round.driver);
+            header.wait = match round.company_us_max {
+                Some(0) | None => "never for company".into(),
+                Some(us) => format!(
+                    "up to {us} us for company, where small pieces come in quick succession (share of turns per row)"
+                ),
+            };
         }
         let check =
             verified.iter().find(|(bulk, of, _)| *of == relay && Some(*bulk) == unpaced(workload.bulk));
@@ -191,7 +225,8 @@ fn relay(arguments: &RelayArguments) -> Result<()> {
     Ok(())
 }
 
-type Measured = (Workload, Relay, Vec<Result<Measurement, String>>);
+/// All rounds of one load, relay by relay.
+type Measured = Vec<(Workload, Relay, Vec<Result<Measurement, String>>)>;
 
 /// Round-robin over all cases. Within a round the relays of one load follow each other, starting with another one each
 /// time, so that a drift of the machine favours none.
@@ -204,13 +239,16 @@ fn measure_rounds(
 ) -> Vec<Measured> {
     let mut measured: Vec<Measured> = workloads
         .iter()
-        .flat_map(|workload| relays.iter().map(move |relay| (*workload, *relay, Vec::with_capacity(rounds))))
+        .map(|workload| {
+            let concerned = relays.iter().filter(|relay| workload.concerns(**relay));
+            concerned.map(|relay| (*workload, *relay, Vec::with_capacity(rounds))).collect()
+        })
         .collect();
     for round in 0..rounds {
-        for cases in measured.chunks_mut(relays.len()) {
-            let first = round % relays.len();
-            for position in 0..relays.len() {
-                let (workload, relay, results) = &mut cases[(first + position) % relays.len()];
+        for cases in &mut measured {
+            let count = cases.len();
+            for position in 0..count {
+                let (workload, relay, results) = &mut cases[(round + position) % count];
                 progress.set_message(format!(
                     "round {}/{rounds} {} {}",
                     round + 1,
@@ -297,6 +335,9 @@ fn header(settings: &Settings, rounds: usize) -> Header {
         kernel: format!("{} {}", text(system.release()), text(system.version())),
         commit: commit(),
         driver: "not measured".into(),
+        wait: "not measured".into(),
+        haproxy: haproxy::version()
+            .unwrap_or_else(|| "not installed, so there are no rows of it (apt install haproxy)".into()),
         congestion_control: congestion.trim().to_owned(),
         scheduling: scheduling(),
         load_average: load.split(' ').take(3).collect::<Vec<_>>().join(" "),

@@ -3,7 +3,7 @@
 //! Modules in the order in which a run goes:
 //!
 //! ```text
-//!  command ──► workload, measure ──► relay::child ──► (process) relay::{ringwire, tokio_copy, splice}   core 0
+//!  command ──► workload, measure ──► relay::child ──► (process) relay::{ringwire, references}           core 0
 //!                   │                                     ▲                │
 //!                   ├──► link ──► raw_session             │ frames         │ frames
 //!                   │      │                              │                ▼

@@ -9,9 +9,10 @@ use crate::generator::{Delivery, Generator, Load};
 use crate::link::Link;
 use crate::ping::{Figures, PingChild, route};
 use crate::relay::child::{RelayChild, Remains};
-use crate::relay::{Relay, loopback_listener};
+use crate::relay::{Ready, Relay, loopback_listener};
 use crate::workload::{Bulk, Ping, Workload};
 use anyhow::{Context, Result, bail};
+use ringwire_dataplane::counters::Counter;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::net::TcpListener;
@@ -75,6 +76,10 @@ pub struct Measurement {
     pub counters: BTreeMap<String, u64>,
     /// What moved the bytes.
     pub driver: String,
+    /// Longest wait for company in microseconds; only our server has one.
+    pub company_us_max: Option<u32>,
+    /// Share of our worker's turns that were allowed to wait for company, warm-up included.
+    pub company_share: Option<f64>,
 }
 
 /// The outcome of a verified round.
@@ -146,9 +151,9 @@ pub fn measure(settings: &Settings, workload: &Workload, relay: Relay) -> Result
         Some(generator) => generator.finish(DRAIN_TIMEOUT)?,
         None => Delivery::default(),
     };
-    let driver = child.ready().driver.clone();
+    let ready = child.ready().clone();
     let remains = child.stop()?;
-    Ok(evaluate(workload, &before, &after, ping, delivery, remains, driver))
+    Ok(evaluate(workload, &before, &after, ping, delivery, remains, ready))
 }
 
 fn evaluate(
@@ -158,13 +163,16 @@ fn evaluate(
     ping: Option<Figures>,
     delivery: Delivery,
     remains: Remains,
-    driver: String,
+    ready: Ready,
 ) -> Measurement {
     let window_s = after.at.duration_since(before.at).as_secs_f64();
     let relay_s = after.relay.saturating_sub(before.relay).as_secs_f64();
     let own_s = after.own.saturating_sub(before.own).as_secs_f64();
     let received_bytes = after.received - before.received;
     let moved = workload.bulk.is_some() && received_bytes > 0;
+    let counted = |counter: Counter| remains.counters.get(counter.name()).map(|count| *count as f64);
+    let company_share = counted(Counter::CompanyWaits).zip(counted(Counter::Turns));
+    let company_share = company_share.filter(|(_, turns)| *turns > 0.0).map(|(waits, turns)| waits / turns);
     let pings = ping.filter(|figures| workload.bulk.is_none() && figures.count > 0);
     Measurement {
         window_s,
@@ -179,7 +187,9 @@ fn evaluate(
         faults: delivery.faults,
         warnings: remains.warnings,
         counters: remains.counters,
-        driver,
+        driver: ready.driver,
+        company_us_max: ready.company_us_max,
+        company_share,
     }
 }
 

@@ -5,7 +5,7 @@ use ringwire_benches::frames::Shape;
 use ringwire_benches::generator::{Generator, Load};
 use ringwire_benches::link::{Link, Route};
 use ringwire_benches::measure::{Settings, measure, verify};
-use ringwire_benches::relay::{Relay, loopback_listener};
+use ringwire_benches::relay::{Relay, haproxy, loopback_listener};
 use ringwire_benches::workload::{ALL, Bulk};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -39,6 +39,7 @@ fn measures_every_load(relay: Relay) {
         assert_eq!((found.lost_bytes, &found.faults, &found.warnings), (0, &vec![], &vec![]), "{name}");
         assert_eq!(found.relay_cpu_s_per_gib.is_some(), workload.bulk.is_some(), "{name}");
         assert_eq!(found.ping.is_some(), workload.name.starts_with("ping"), "{name}");
+        assert_eq!(found.company_share.is_some(), relay.is_ours(), "{name}");
         assert!(found.ping.is_none_or(|ping| ping.count > 0 && ping.p50_us > 0.0), "{name}");
         assert!(found.relay_busy > 0.0, "{name}");
     }
@@ -55,8 +56,34 @@ fn splice_relay_moves_verified_data() {
 }
 
 #[test]
+fn tokio_uring_relay_moves_verified_data() {
+    moves_verified_data(Relay::TokioUring);
+}
+
+#[test]
+fn epoll_relay_moves_verified_data() {
+    moves_verified_data(Relay::Epoll);
+}
+
+/// HAProxy is not ours to install: where it is absent, the relay has to say so and how to get it.
+#[test]
+fn haproxy_moves_verified_data_where_it_is_installed() {
+    if haproxy::version().is_some() {
+        return moves_verified_data(Relay::Haproxy);
+    }
+    let bulk = Bulk { shape: Shape::Bulk64k, pairs: 1, streams: 1, bytes_per_second: None };
+    let error = format!("{:#}", verify(&settings(), &bulk, Relay::Haproxy, MIB).unwrap_err());
+    assert!(error.contains("apt install haproxy"), "{error}");
+}
+
+#[test]
 fn our_server_moves_verified_data() {
     moves_verified_data(Relay::Ringwire);
+}
+
+#[test]
+fn our_server_moves_verified_data_on_its_poll_driver() {
+    moves_verified_data(Relay::RingwirePoll);
 }
 
 #[test]

@@ -189,6 +189,8 @@ counters! {
     TurnsExhausted => "turns_exhausted_total",
     /// Completions of operations for a session that is gone.
     CompletionsStale => "completions_stale_total",
+    /// A turn was allowed to wait for company. A driver that cannot (poll) returned at once all the same.
+    CompanyWaits => "company_waits_total",
 }
 
 /// One worker's cells.

@@ -248,6 +248,7 @@ impl<D: Driver> Worker<D> {
         let next = [self.wheel.next(), self.lane.due()].into_iter().flatten().min();
         let mut wait = self.wait.choose(self.driver.now(), next);
         self.before_wait(&mut wait);
+        self.counters.add(Counter::CompanyWaits, u64::from(wait.company_us > 0));
         self.driver.turn(wait, batch)?;
         self.after_wait();
         self.counters.count(Counter::Turns);

@@ -50,11 +50,15 @@ impl RelayChild {
         let mut command = Command::new(program);
         match relay {
             Relay::Ringwire => command.arg("relay-ringwire"),
+            Relay::RingwirePoll => command.args(["relay-ringwire", "--driver", "poll"]),
             Relay::Tokio64k => command.args(["relay-tokio", "--buffer", "65536"]),
             Relay::Tokio256k => command.args(["relay-tokio", "--buffer", "262144"]),
+            Relay::TokioUring => command.arg("relay-tokio-uring"),
+            Relay::Epoll => command.arg("relay-epoll"),
             Relay::Splice => command.arg("relay-splice"),
+            Relay::Haproxy => command.arg("relay-haproxy"),
         };
-        if relay != Relay::Ringwire {
+        if !relay.is_ours() {
             command.args(sinks.iter().flat_map(|sink| ["--sink".into(), sink.to_string()]));
         }
         if let Some(core) = core {
@@ -119,7 +123,7 @@ impl RelayChild {
         }
         let mut counters = String::new();
         self.stdout.read_to_string(&mut counters)?;
-        if !counters.trim().is_empty() {
+        if self.ready.public_key.is_some() && !counters.trim().is_empty() {
             remains.counters =
                 serde_json::from_str(&counters).context("the relay's counters cannot be read")?;
         }

@@ -6,9 +6,12 @@
 //! standard error makes its row invalid.
 
 pub mod child;
+pub mod epoll_copy;
+pub mod haproxy;
 pub mod ringwire;
 pub mod splice;
 pub mod tokio_copy;
+pub mod uring_copy;
 
 use serde::{Deserialize, Serialize};
 use std::io::Write;
@@ -19,27 +22,54 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 pub enum Relay {
     /// Our server, dmsg sessions on both sides.
     Ringwire,
+    /// The same on its poll driver, for hosts that forbid io_uring.
+    RingwirePoll,
     /// tokio, current-thread runtime, `copy_bidirectional` with two buffers of 64 KiB for each connection.
     Tokio64k,
     /// The same with two buffers of 256 KiB.
     Tokio256k,
+    /// tokio-uring, one buffer of 64 KiB for each direction.
+    TokioUring,
+    /// epoll, read(2) and write(2), one buffer of 64 KiB for each direction: the plainest loop there is.
+    Epoll,
     /// epoll and splice(2) through a pipe for each direction.
     Splice,
+    /// HAProxy in TCP mode, one thread, as its package sets it; only where it is installed.
+    Haproxy,
 }
 
 impl Relay {
     /// All of them, in the order of the rows.
-    pub const ALL: [Self; 4] = [Self::Ringwire, Self::Tokio64k, Self::Tokio256k, Self::Splice];
+    pub const ALL: [Self; 8] = [
+        Self::Ringwire,
+        Self::RingwirePoll,
+        Self::Tokio64k,
+        Self::Tokio256k,
+        Self::TokioUring,
+        Self::Epoll,
+        Self::Splice,
+        Self::Haproxy,
+    ];
 
     /// Name in rows and patterns.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Ringwire => "ringwire",
+            Self::RingwirePoll => "ringwire-poll",
             Self::Tokio64k => "tokio64k",
             Self::Tokio256k => "tokio256k",
+            Self::TokioUring => "tokio-uring",
+            Self::Epoll => "epoll",
             Self::Splice => "splice",
+            Self::Haproxy => "haproxy",
         }
+    }
+
+    /// Whether it is our server, on whichever driver: sessions on both sides, and counters at the end.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        matches!(self, Self::Ringwire | Self::RingwirePoll)
     }
 }
 
@@ -52,6 +82,8 @@ pub struct Ready {
     pub public_key: Option<String>,
     /// What moves the bytes, for the header of the report.
     pub driver: String,
+    /// Longest wait for company of our server's worker in microseconds.
+    pub company_us_max: Option<u32>,
 }
 
 impl Ready {

@@ -26,11 +26,13 @@ pub fn run(driver: DriverChoice) -> Result<()> {
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let mut config = ServerConfig::new(SecretKey::generate(&mut OsEntropy), vec![address]);
     config.driver = driver;
+    let company_us_max = config.company_us_max;
     let server = Server::start(config)?;
     let ready = Ready {
         addresses: server.addresses().to_vec(),
         public_key: Some(server.public_key().to_string()),
         driver: server.driver_name().into(),
+        company_us_max: Some(company_us_max),
     };
     ready.print()?;
     // This thread sleeps here while the worker works: its share of the process's clock is nothing.

@@ -43,7 +43,7 @@ pub fn run(sinks: &[SocketAddr]) -> Result<()> {
         epoll::add(&relay.epoll, &listener, token, epoll::EventFlags::IN)?;
         listeners.push((listener, sink));
     }
-    Ready { addresses, public_key: None, driver: "epoll + splice".into() }.print()?;
+    Ready { addresses, public_key: None, driver: "epoll + splice".into(), company_us_max: None }.print()?;
     let mut events: Vec<epoll::Event> = Vec::with_capacity(EVENTS_PER_WAIT);
     loop {
         events.clear();

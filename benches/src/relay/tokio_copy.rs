@@ -24,7 +24,7 @@ pub fn run(sinks: &[SocketAddr], buffer_len: usize) -> Result<()> {
             addresses.push(listener.local_addr()?);
             tasks.push(tokio::spawn(accept(TcpListener::from_std(listener)?, sink, buffer_len)));
         }
-        Ready { addresses, public_key: None, driver: "tokio".into() }.print()?;
+        Ready { addresses, public_key: None, driver: "tokio".into(), company_us_max: None }.print()?;
         for task in tasks {
             task.await??;
         }

@@ -4,6 +4,7 @@
 //! Called by [`crate::command`].
 
 mod table;
+mod targets;
 mod verdict;
 
 use crate::measure::{Measurement, Verified};
@@ -12,6 +13,8 @@ use crate::statistics::{Summary, paired_ratio};
 use crate::workload::Workload;
 use serde::Serialize;
 use std::collections::BTreeMap;
+
+pub use targets::Judged;
 
 /// Rounds below which medians are noted as weak.
 const ROUNDS_MIN: usize = 5;
@@ -32,6 +35,8 @@ pub struct Report {
     pub ratios: BTreeMap<&'static str, Option<f64>>,
     /// Names of ratios that rest on an invalid row.
     pub ratios_on_invalid_rows: Vec<&'static str>,
+    /// Every target, with what was found and whether that meets it.
+    pub targets: Vec<Judged>,
     /// Every metric of every load, ours against each other relay.
     pub comparisons: Vec<Comparison>,
     /// What a reader has to know about these numbers.
@@ -49,6 +54,10 @@ pub struct Header {
     pub commit: String,
     /// Driver of our server, as it says itself.
     pub driver: String,
+    /// Wait policy of our server's worker.
+    pub wait: String,
+    /// HAProxy's version, or that it is not installed.
+    pub haproxy: String,
     /// The system's congestion control, which the relays' connections use. One that paces costs timers.
     pub congestion_control: String,
     /// Load average at the start.
@@ -122,7 +131,7 @@ pub struct Comparison {
 type Metric = (&'static str, fn(&Measurement) -> Option<f64>);
 
 /// What is summarised. For all but throughput less is better.
-pub const METRICS: [Metric; 9] = [
+pub const METRICS: [Metric; 10] = [
     ("relay_cpu_s_per_gib", |round| round.relay_cpu_s_per_gib),
     ("gbit_per_s", |round| round.gbit_per_s),
     ("relay_busy", |round| Some(round.relay_busy)),
@@ -132,6 +141,7 @@ pub const METRICS: [Metric; 9] = [
     ("ping_p999_us", |round| round.ping.map(|ping| ping.p999_us)),
     ("relay_cpu_us_per_ping", |round| round.relay_cpu_us_per_ping),
     ("lost_bytes", |round| Some(round.lost_bytes as f64)),
+    ("company_share", |round| round.company_share),
 ];
 
 impl Row {
@@ -213,6 +223,7 @@ impl Report {
             ratios.insert(name, compared.map(|compared| compared.ratio.median));
         }
         let comparisons = compare_all(&rows);
+        let targets = targets::judge(&rows);
         let notes = notes_for(&header, &rows);
         Self {
             kind: "ringwire-bench-relay",
@@ -221,6 +232,7 @@ impl Report {
             rows,
             ratios,
             ratios_on_invalid_rows,
+            targets,
             comparisons,
             notes,
         }
@@ -251,12 +263,23 @@ fn compare(ours: &Row, theirs: &Row, metric: &'static str) -> Option<Comparison>
 
 /// Ours against the one of `others` with the best median.
 fn versus_best(rows: &[Row], workload: &str, metric: &'static str, others: &[Relay]) -> Option<Comparison> {
+    ours_versus_best(rows, Relay::Ringwire, workload, metric, others)
+}
+
+/// The same for our server on a driver of choice.
+fn ours_versus_best(
+    rows: &[Row],
+    ours: Relay,
+    workload: &str,
+    metric: &'static str,
+    others: &[Relay],
+) -> Option<Comparison> {
     let best = others
         .iter()
         .filter_map(|relay| row(rows, workload, *relay))
         .filter_map(|row| row.median(metric).map(|median| (row, median)))
         .min_by(|one, other| one.1.total_cmp(&other.1))?;
-    compare(row(rows, workload, Relay::Ringwire)?, best.0, metric)
+    compare(row(rows, workload, ours)?, best.0, metric)
 }
 
 fn compare_all(rows: &[Row]) -> Vec<Comparison> {
@@ -375,6 +398,7 @@ mod tests {
         assert_eq!(report.ratios_on_invalid_rows, ["bulk64k_vs_splice"]);
         assert!(!report.has_failures());
         assert!(report.table().contains("INVALID"));
+        assert!(report.table().contains("MISSED"));
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["ratios"]["bulk64k_vs_best_copy"], 0.5);
         assert_eq!(json["rows"][3]["valid"], false);

@@ -22,6 +22,8 @@ impl Report {
         writeln!(out, "kernel    {}", header.kernel)?;
         writeln!(out, "commit    {}", if header.commit.is_empty() { "unknown" } else { &header.commit })?;
         writeln!(out, "driver    {}", header.driver)?;
+        writeln!(out, "wait      {}", header.wait)?;
+        writeln!(out, "haproxy   {}", header.haproxy)?;
         writeln!(
             out,
             "cores     {}; {}; load average {}",
@@ -56,6 +58,10 @@ impl Report {
                 Some(ratio) => writeln!(out, "  {name:<24} {ratio:.3}{mark}")?,
                 None => writeln!(out, "  {name:<24} not measured")?,
             }
+        }
+        writeln!(out, "\ntargets (ratios: medians of paired rounds)")?;
+        for judged in &self.targets {
+            writeln!(out, "  {}", judged.line())?;
         }
         writeln!(out, "\nnotes")?;
         for note in &self.notes {

@@ -56,6 +56,9 @@ pub(super) fn notes_on(
     {
         notes.push(format!("generator {:.2} busy", busy.median));
     }
+    if let Some(share) = metrics.get("company_share") {
+        notes.push(format!("waited for company in {:.0} % of turns", share.median * 100.0));
+    }
     let paced = workload.bulk.and_then(|bulk| bulk.bytes_per_second).zip(metrics.get("gbit_per_s"));
     if let Some((rate, throughput)) = paced
         && throughput.median < rate as f64 * 8e-9 * PACE_KEPT_MIN
