@@ -13,7 +13,8 @@
 //! producer sees the announcement; a wake-up cannot be lost. The word has one writer, and each side keeps its own memory
 //! of it. `tests/loom.rs` checks this with this code.
 //!
-//! `Sleeper` and `Ringer`, which the ring's handles contain, make no system call; [`Bell`] is the eventfd. A worker
+//! [`Sleeper`] and [`Ringer`], which the ring's handles contain (workers that wait for several rings share one word among
+//! these instead, see `ringwire-exchange`), make no system call; [`Bell`] is the eventfd. A worker
 //! that waits in its io_uring announces, looks again, waits with a poll on the bell, and withdraws. In the other
 //! direction the bell is a [`SocketBell`]: the process that waits for an eventfd can make ringing it block.
 
@@ -28,28 +29,34 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use crate::sync::{AtomicU64, Ordering, fence};
 
 /// How often its consumer has announced or withdrawn sleep: odd while it sleeps. Part of a
-/// [`Ring`](crate::ring::Ring). See the module's head.
+/// [`Ring`](crate::ring::Ring), or one for all rings of a consumer. See the module's head.
 #[derive(Debug)]
 #[repr(transparent)]
-pub(crate) struct SleepWord(AtomicU64);
+pub struct SleepWord(AtomicU64);
 
 impl SleepWord {
     /// Awake. Zeroed memory says the same.
-    pub(crate) fn new() -> Self {
+    pub fn new() -> Self {
         Self(AtomicU64::new(0))
+    }
+}
+
+impl Default for SleepWord {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 /// The consumer's memory of its sleep word. It never reads the shared one, so a hostile producer that overwrites it
 /// gains no more than by not ringing.
 #[derive(Debug, Default)]
-pub(crate) struct Sleeper {
+pub struct Sleeper {
     changes: u64,
 }
 
 impl Sleeper {
     /// "From now on, ring." Look again after this and before waiting.
-    pub(crate) fn announce(&mut self, word: &SleepWord) {
+    pub fn announce(&mut self, word: &SleepWord) {
         // To the next odd number; announcing twice is a new announcement.
         self.changes = self.changes.wrapping_add(1 + (self.changes & 1));
         word.0.store(self.changes, Ordering::Relaxed);
@@ -58,7 +65,7 @@ impl Sleeper {
     }
 
     /// Awake again, whatever the reason.
-    pub(crate) fn withdraw(&mut self, word: &SleepWord) {
+    pub fn withdraw(&mut self, word: &SleepWord) {
         self.changes = self.changes.wrapping_add(self.changes & 1);
         // Relaxed: a producer that still sees the announcement rings once too often, which ends the next wait early.
         word.0.store(self.changes, Ordering::Relaxed);
@@ -68,13 +75,14 @@ impl Sleeper {
 /// The producer's memory of the announcement it last rang for. A hostile consumer that announces all the time costs one
 /// ring of the bell per look, so look once per batch.
 #[derive(Debug, Default)]
-pub(crate) struct Ringer {
+pub struct Ringer {
     rung_for: u64,
 }
 
 impl Ringer {
     /// After publishing: whether the bell must be rung. True once per announcement.
-    pub(crate) fn must_ring(&mut self, word: &SleepWord) -> bool {
+    #[must_use = "the consumer sleeps on if its bell is not rung"]
+    pub fn must_ring(&mut self, word: &SleepWord) -> bool {
         // SeqCst: partner is the fence in `announce`. The publication comes before the load below.
         fence(Ordering::SeqCst);
         let changes = word.0.load(Ordering::Relaxed);
