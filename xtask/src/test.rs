@@ -37,6 +37,11 @@ fn steps() -> Vec<Step> {
         step("documents", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         step("tests", &["test", "--workspace"], &[]),
         step("loom", &["test", "--package", "ringwire-ipc", "--features", "loom", "--test", "loom"], &[]),
+        step(
+            "loom of the exchange",
+            &["test", "--package", "ringwire-exchange", "--features", "loom", "--test", "loom"],
+            &[],
+        ),
         step("simulation", &["run", "--quiet", "--package", "ringwire-sim", "--", "--seeds", "500"], &[]),
         step(
             "planted bugs",
