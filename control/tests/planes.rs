@@ -31,17 +31,22 @@ fn size(name: &str, usual: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }
 
+/// A session that the server has filed.
 async fn session(server: &ServerAddress) -> Session {
-    try_session(server).await.unwrap()
-}
-
-/// A session that the server has filed, or why there is none.
-async fn try_session(server: &ServerAddress) -> Result<Session, String> {
     let mut config = SessionConfig::new(SecretKey::generate(&mut OsEntropy), server.clone());
     config.first_frame_pause = Duration::ZERO;
-    let session = Session::connect(config).await.map_err(|error| error.to_string())?;
-    session.ping().await.map_err(|error| error.to_string())?;
-    Ok(session)
+    common::connect(config).await
+}
+
+/// Reached under every address of the loopback, see [`under`].
+const EVERYWHERE: [&str; 4] = ["--listen", "0.0.0.0:0", "--orphan-limit", "60"];
+
+/// The server of `planes` under the address number `host` of the loopback. Sessions that come and go by the thousand use up
+/// the ports between two addresses within a minute; a port that is used again while the other end still has the former
+/// connection would be refused by the kernel.
+fn under(server: &ServerAddress, host: usize) -> ServerAddress {
+    let port = server.address.rsplit_once(':').unwrap().1;
+    ServerAddress { key: server.key, address: format!("127.0.0.{host}:{port}") }
 }
 
 /// Load on a server for as long as it is held: a verified transfer, sessions that come and go, and pings.
@@ -49,8 +54,6 @@ struct Load {
     over: Arc<AtomicBool>,
     bytes: Arc<AtomicU64>,
     sessions: Arc<AtomicU64>,
-    /// Of those that came: not admitted, as an overloaded machine may do to a stranger's handshake.
-    refused: Arc<AtomicU64>,
     worst_ping_us: Arc<AtomicU64>,
     tasks: JoinSet<()>,
     started: Instant,
@@ -61,7 +64,6 @@ struct Load {
 struct Done {
     bytes: u64,
     sessions: u64,
-    refused: u64,
     worst_ping: Duration,
     lasted: Duration,
 }
@@ -73,7 +75,6 @@ impl Load {
             over: Arc::default(),
             bytes: Arc::default(),
             sessions: Arc::default(),
-            refused: Arc::default(),
             worst_ping_us: Arc::default(),
             tasks: JoinSet::new(),
             started: Instant::now(),
@@ -89,19 +90,13 @@ impl Load {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
-        for _ in 0..churners {
-            let (over, sessions, server) =
-                (Arc::clone(&load.over), Arc::clone(&load.sessions), server.clone());
-            let refused = Arc::clone(&load.refused);
+        for churner in 0..churners {
+            let (over, sessions) = (Arc::clone(&load.over), Arc::clone(&load.sessions));
+            let server = under(server, 2 + churner);
             load.tasks.spawn(async move {
                 while !over.load(Ordering::Relaxed) {
-                    match try_session(&server).await {
-                        Ok(_) => sessions.fetch_add(1, Ordering::Relaxed),
-                        Err(error) => {
-                            println!("a session was not admitted: {error}");
-                            refused.fetch_add(1, Ordering::Relaxed)
-                        }
-                    };
+                    session(&server).await;
+                    sessions.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
@@ -155,9 +150,7 @@ impl Load {
         }
         let bytes = self.bytes.load(Ordering::Relaxed);
         let worst_ping = Duration::from_micros(self.worst_ping_us.load(Ordering::Relaxed));
-        let refused = self.refused.load(Ordering::Relaxed);
-        assert!(refused * 100 <= sessions, "{refused} not admitted, {sessions} admitted");
-        Done { bytes, sessions, refused, worst_ping, lasted }
+        Done { bytes, sessions, worst_ping, lasted }
     }
 
     fn rate(&self) -> f64 {
@@ -215,7 +208,7 @@ async fn control_planes_are_killed_at_random_moments_and_nothing_is_lost() {
     let kills = size("RINGWIRE_KILLS", 12);
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().to_owned();
-    let mut planes = Planes::start(&state, &[]);
+    let mut planes = Planes::try_start(&state, &EVERYWHERE).unwrap();
     let (address, dataplane) = (planes.address(), planes.dataplane_pid);
     let load = Load::begin(&address, 8).await;
     let mut opened_before = 0;
@@ -265,7 +258,7 @@ async fn a_control_plane_that_stands_still_costs_the_data_plane_nothing() {
     let still = Duration::from_secs(size("RINGWIRE_STOP_SECONDS", 3));
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path().to_owned();
-    let planes = Planes::start(&state, &[]);
+    let planes = Planes::try_start(&state, &EVERYWHERE).unwrap();
     let address = planes.address();
     let keeper = session(&address).await;
     // What is resident from use is so before the measurement.
@@ -283,8 +276,8 @@ async fn a_control_plane_that_stands_still_costs_the_data_plane_nothing() {
     planes.signal(Signal::CONT);
     println!(
         "attended: {rate_before:.0} sessions/s, worst ping {:?}, {before_kib} KiB; alone for {:?}: {rate_during:.0} sessions/s, \
-         worst ping {:?}, {during_kib} KiB; not admitted: {} and {}",
-        before.worst_ping, during.lasted, during.worst_ping, before.refused, during.refused
+         worst ping {:?}, {during_kib} KiB",
+        before.worst_ping, during.lasted, during.worst_ping
     );
     assert!(during_kib < before_kib + 16 * 1024, "{before_kib} KiB, then {during_kib} KiB");
 
