@@ -61,8 +61,13 @@ fn tiny_frames_into_stalled_streams_hold_little_more_than_their_payload() {
         let mut frame = Header::data(stream, filler.len() as u32).encode().to_vec();
         frame.extend_from_slice(&filler);
         a.socket.write_all(&frame).unwrap();
-        if queued_and_held(&server).0 > filler.len() {
-            break 'fill;
+        // For good, not just until the next send of a machine that is busy elsewhere.
+        let is_full = || queued_and_held(&server).0 > filler.len();
+        if is_full() {
+            std::thread::sleep(Duration::from_millis(200));
+            if is_full() {
+                break 'fill;
+            }
         }
     }
     let (queued_full, _) = queued_and_held(&server);

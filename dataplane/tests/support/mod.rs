@@ -31,7 +31,7 @@ use ringwire_proto::yamux::{self, StreamError};
 use mux::{ClientMux, MuxEvent};
 
 /// How long anything in a test may take before it counts as lost.
-pub const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(60);
 
 pub fn start_server() -> Server {
     start_server_with(|_| {})
