@@ -5,6 +5,7 @@
 //! alone gets everything. Any value can be taken out again by its key, and the oldest value of the largest flow is known: that
 //! one goes first when there are too many. All of it costs a logarithm of the number of flows.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::slab::{Key, Slab};
@@ -16,14 +17,18 @@ pub struct Fair<F, T> {
     flows: BTreeMap<F, Flow>,
     /// Flows in the order of their turns, each that has something once; one that was emptied meanwhile is passed over.
     turns: VecDeque<F>,
-    /// Flows by their number of values.
-    sizes: BTreeSet<(usize, F)>,
+    /// Flows by their number of values, and of equally large ones those with an older value last.
+    sizes: BTreeSet<(usize, Reverse<u64>, F)>,
+    /// Values that were ever pushed: how old each is.
+    pushed: u64,
 }
 
 #[derive(Debug)]
 struct Entry<F, T> {
     flow: F,
     value: T,
+    /// Which push it came with.
+    number: u64,
     /// Neighbours in the flow, the older one first.
     older: Key,
     newer: Key,
@@ -45,6 +50,7 @@ impl<F, T> Default for Fair<F, T> {
             flows: BTreeMap::new(),
             turns: VecDeque::new(),
             sizes: BTreeSet::new(),
+            pushed: 0,
         }
     }
 }
@@ -58,16 +64,21 @@ impl<F: Ord + Copy, T> Fair<F, T> {
             len: 0,
             has_turn: false,
         });
-        let key = self.entries.insert(Entry { flow, value, older: state.newest, newer: Key::NONE });
+        let number = self.pushed;
+        self.pushed += 1;
+        let former = self.entries.find(state.oldest).map(|entry| entry.number);
+        let key = self.entries.insert(Entry { flow, value, number, older: state.newest, newer: Key::NONE });
         if let Some(newest) = self.entries.find_mut(state.newest) {
             newest.newer = key;
         } else {
             state.oldest = key;
         }
         state.newest = key;
-        self.sizes.remove(&(state.len, flow));
+        if let Some(oldest) = former {
+            self.sizes.remove(&(state.len, Reverse(oldest), flow));
+        }
         state.len += 1;
-        self.sizes.insert((state.len, flow));
+        self.sizes.insert((state.len, Reverse(former.unwrap_or(number)), flow));
         if !state.has_turn {
             state.has_turn = true;
             self.turns.push_back(flow);
@@ -77,7 +88,7 @@ impl<F: Ord + Copy, T> Fair<F, T> {
 
     /// Takes a value out, wherever it stands.
     pub fn remove(&mut self, key: Key) -> Option<T> {
-        let Entry { flow, value, older, newer } = self.entries.remove(key)?;
+        let Entry { flow, value, number, older, newer } = self.entries.remove(key)?;
         if let Some(entry) = self.entries.find_mut(older) {
             entry.newer = newer;
         }
@@ -85,16 +96,18 @@ impl<F: Ord + Copy, T> Fair<F, T> {
             entry.older = older;
         }
         let state = self.flows.get_mut(&flow)?;
+        // The oldest of the flow before, which may be the one that goes, and after.
+        let former = self.entries.find(state.oldest).map_or(number, |entry| entry.number);
         if state.oldest == key {
             state.oldest = newer;
         }
         if state.newest == key {
             state.newest = older;
         }
-        self.sizes.remove(&(state.len, flow));
+        self.sizes.remove(&(state.len, Reverse(former), flow));
         state.len -= 1;
-        if state.len > 0 {
-            self.sizes.insert((state.len, flow));
+        if let Some(oldest) = self.entries.find(state.oldest) {
+            self.sizes.insert((state.len, Reverse(oldest.number), flow));
         } else if !state.has_turn {
             self.flows.remove(&flow);
         } else if self.turns.len() > 2 * self.sizes.len() + TURNS_SPARE {
@@ -134,9 +147,10 @@ impl<F: Ord + Copy, T> Fair<F, T> {
         }
     }
 
-    /// The oldest value of the largest flow, and of several equally large ones the one whose name comes last.
+    /// The oldest value of the largest flow, and of several equally large ones the oldest of all: no flow is spared, or goes
+    /// first, for its name.
     pub fn oldest_of_largest(&self) -> Option<(Key, &T)> {
-        let (_, flow) = self.sizes.last()?;
+        let (_, _, flow) = self.sizes.last()?;
         let key = self.flows.get(flow)?.oldest;
         Some((key, &self.entries.find(key)?.value))
     }
@@ -221,6 +235,25 @@ mod tests {
             fair.remove(key);
         }
         assert_eq!(fair.len(), 2);
+    }
+
+    #[test]
+    fn of_equally_large_flows_the_one_with_the_oldest_value_is_named_whatever_its_name() {
+        let mut fair = Fair::default();
+        let first = fair.push('m', 0);
+        for (flow, value) in [('a', 1), ('z', 2), ('b', 3)] {
+            fair.push(flow, value);
+        }
+        assert_eq!(fair.oldest_of_largest(), Some((first, &0)), "neither the last name nor the newest");
+        fair.remove(first);
+        assert_eq!(fair.oldest_of_largest().map(|(_, &value)| value), Some(1));
+        // Two values each: the older of the flow's two counts, and what has gone no longer does.
+        for (flow, value) in [('z', 4), ('a', 5)] {
+            fair.push(flow, value);
+        }
+        assert_eq!(fair.oldest_of_largest().map(|(_, &value)| value), Some(1));
+        assert_eq!((fair.pop(), fair.pop()), (Some(1), Some(2)));
+        assert_eq!(fair.oldest_of_largest().map(|(_, &value)| value), Some(3));
     }
 
     #[test]
