@@ -202,8 +202,9 @@ fn tcp_buffers() -> Finding {
         return Finding::good("buffers", found);
     }
     let cure = format!(
-        "A long path needs more: `sysctl -w net.ipv4.tcp_rmem=\"4096 131072 {0}\" net.ipv4.tcp_wmem=\"4096 65536 {0}\"`.",
-        16 << 20
+        "A long path needs more: `sysctl -w net.ipv4.tcp_rmem=\"4096 131072 {}\" net.ipv4.tcp_wmem=\"4096 65536 {}\"`.",
+        receive.max(16 << 20),
+        send.max(16 << 20)
     );
     Finding::bad("buffers", Level::Warning, found, cure)
 }

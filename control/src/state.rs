@@ -135,7 +135,9 @@ pub enum StateError {
         reason: String,
     },
     /// The operating system refused.
-    #[error("cannot {action} {path}: {source}")]
+    #[error(
+        "cannot {action} {path}: {source}; make room or grant access there, or name another directory with: --state DIR"
+    )]
     Io {
         /// What was tried.
         action: &'static str,

@@ -141,6 +141,22 @@ fn a_busy_port_is_named_with_its_cure() {
 }
 
 #[test]
+fn a_start_that_fails_late_leaves_no_data_plane_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("state of one");
+    // The note cannot be written, as on a full disk: by then the data plane serves.
+    std::fs::create_dir_all(state.join("server.json").join("in the way")).unwrap();
+    let output = ringwire(&state).args(["run", "--listen", "127.0.0.1:0"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = text(&output.stderr);
+    assert!(error.contains("cannot write") && error.contains("server.json"), "{error}");
+    assert!(error.contains("--state"), "{error}");
+    let left = ringwire(&state).arg("status").output().unwrap();
+    assert_eq!(left.status.code(), Some(1), "nothing runs: {}", text(&left.stdout));
+    assert!(!state.join("dataplane.sock").exists() && !state.join("control.sock").exists());
+}
+
+#[test]
 fn an_exposed_key_stops_the_start() {
     let state = tempfile::tempdir().unwrap();
     let key = state.path().join("key");

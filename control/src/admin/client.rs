@@ -1,5 +1,7 @@
 //! The asking side: what the command line uses.
 
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -20,6 +22,12 @@ pub enum ClientError {
          or look at: ringwire status"
     )]
     Absent {
+        /// The socket.
+        path: String,
+    },
+    /// It is another user's.
+    #[error("the server at {path} is another user's; run this command as that user, or as root")]
+    Denied {
         /// The socket.
         path: String,
     },
@@ -85,9 +93,17 @@ impl Client {
         self.send(self.http.put(url(path)).json(body)).await
     }
 
+    /// Whether the socket is why nothing comes: we may not see it, or it answers its owner alone.
+    fn is_anothers(&self) -> bool {
+        let owner = std::fs::symlink_metadata(&self.path).map(|metadata| metadata.uid());
+        is_denied(owner, rustix::process::geteuid().as_raw())
+    }
+
     async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ClientError> {
         let response = request.send().await.map_err(|error| {
-            if error.is_connect() {
+            if self.is_anothers() {
+                ClientError::Denied { path: self.path.clone() }
+            } else if error.is_connect() {
                 ClientError::Absent { path: self.path.clone() }
             } else {
                 ClientError::Http(error)
@@ -108,4 +124,25 @@ impl Client {
 /// The host is of no meaning on a Unix socket.
 fn url(path: &str) -> String {
     format!("http://ringwire{path}")
+}
+
+/// Whether a socket of this owner does not answer this user.
+fn is_denied(owner: io::Result<u32>, own: u32) -> bool {
+    match owner {
+        Ok(owner) => own != 0 && own != owner,
+        Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_answers_its_owner_and_root() {
+        assert!(!is_denied(Ok(1000), 1000) && !is_denied(Ok(1000), 0));
+        assert!(is_denied(Ok(1000), 1001) && is_denied(Ok(0), 1001));
+        assert!(is_denied(Err(io::ErrorKind::PermissionDenied.into()), 1001));
+        assert!(!is_denied(Err(io::ErrorKind::NotFound.into()), 1001), "then nothing runs");
+    }
 }

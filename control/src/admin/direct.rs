@@ -24,6 +24,7 @@ pub fn dataplane_status(state: &State) -> Result<DataPlaneStatus, DirectError> {
         public_key: PublicKey::from_bytes(&status.public_key).ok().map(|key| key.to_string()),
         addresses: status.addresses.iter().map(|address| address.text.clone()).collect(),
         driver: status.driver.clone(),
+        connections_max: status.connections_max,
         workers: status.workers,
         serving_s: seconds(status.serving_ns),
         sessions: status.sessions,

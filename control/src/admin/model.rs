@@ -64,6 +64,8 @@ pub struct DataPlaneStatus {
     pub addresses: Vec<String>,
     /// What moves its bytes.
     pub driver: String,
+    /// Connections it takes at most, half-open ones included, by its limit of open files.
+    pub connections_max: u64,
     /// Threads that forward.
     pub workers: u32,
     /// How long it has served.

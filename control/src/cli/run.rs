@@ -20,6 +20,7 @@ use super::signals::{Asked, Signals};
 use super::systemd::Systemd;
 use crate::admin::{self, Admin};
 use crate::config::{Driver, File};
+use crate::http::HttpServer;
 use crate::services::{Prepared, ServiceSettings, Services};
 use crate::state::lock::Lock;
 use crate::state::{STATE_VARIABLE, ServerNote, State};
@@ -140,13 +141,21 @@ async fn serve(arguments: &Arguments, state: &State) -> anyhow::Result<ExitCode>
             return Err(error.into());
         }
     };
-    let admin = Admin::new(state.clone(), plane.clone()).with_standings(services.standings());
-    let admin = admin.serve(admin::bind(state)?);
-
     let mut status = plane.watch();
     let note = Note { state, public_key, discovery: services.discovery_url() };
-    let first = note.write(&status.borrow_and_update())?;
-    announce(&first, &plane.status(), &services, state, arguments.json)?;
+    let begun = begin(&note, &plane, &services, arguments.json);
+    let admin = match begun {
+        Ok(admin) => admin,
+        Err(error) => {
+            // What was started for a server that cannot be found goes with it.
+            let end = if plane.status().child { End::Stop } else { End::Leave };
+            services.stop(end != End::Leave).await;
+            end_supervision(&plane, end, &mut signals).await?;
+            std::fs::remove_file(state.control_socket()).ok();
+            return Err(error);
+        }
+    };
+    status.borrow_and_update();
     systemd.ready(&plane.status());
 
     let end = loop {
@@ -178,6 +187,16 @@ async fn serve(arguments: &Arguments, state: &State) -> anyhow::Result<ExitCode>
     std::fs::remove_file(state.control_socket()).ok();
     note.end(&plane.status(), end)?;
     ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Makes the server known: the commands' way in, the note for tools, the word that it is ready.
+fn begin(note: &Note<'_>, plane: &Plane, services: &Services, json: bool) -> anyhow::Result<HttpServer> {
+    let socket = admin::bind(note.state)?;
+    let first = note.write(&plane.status())?;
+    let admin = Admin::new(note.state.clone(), plane.clone()).with_standings(services.standings());
+    let admin = admin.serve(socket);
+    announce(&first, &plane.status(), services, note.state, json)?;
+    Ok(admin)
 }
 
 /// Ends the supervision in order; a second signal does not wait for that.
@@ -319,6 +338,10 @@ fn announce(
             format!("  public key   {}", note.public_key),
             format!("  state        {}", state.directory().display()),
             format!("  data plane   process {}, {found}", status.pid),
+            format!(
+                "  connections  {} at most, by the limit of open files (`ulimit -n`)",
+                status.connections_max
+            ),
         ];
         lines.extend(services.describe());
         lines.extend([

@@ -145,7 +145,13 @@ fn dataplane_text(dataplane: &DataPlaneStatus, alone: bool) -> String {
     let mut line = |name: &str, value: &str| text.push_str(&format!("  {name:<11}  {value}\n"));
     line("listening", &dataplane.addresses.join(", "));
     line("public key", dataplane.public_key.as_deref().unwrap_or("none yet"));
-    line("sessions", &format!("{} ({} in their handshake)", dataplane.sessions, dataplane.half_open));
+    line(
+        "sessions",
+        &format!(
+            "{} ({} in their handshake; at most {} connections)",
+            dataplane.sessions, dataplane.half_open, dataplane.connections_max
+        ),
+    );
     line("bridges", &dataplane.bridges.to_string());
     if let Some(orphan_s) = dataplane.orphan_s.filter(|_| alone) {
         line("alone for", &age(orphan_s));

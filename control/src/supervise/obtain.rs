@@ -66,6 +66,7 @@ pub(super) struct Attached {
     pub(super) pid: u32,
     pub(super) addresses: Vec<SocketAddr>,
     pub(super) driver: String,
+    pub(super) connections_max: u64,
     /// Duplicates, for a successor of the data plane.
     pub(super) listeners: Vec<(SocketAddr, OwnedFd)>,
     /// The process, if it is this one's child.
@@ -256,6 +257,7 @@ fn agree(
         pid,
         addresses: listeners.iter().map(|(address, _)| *address).collect(),
         driver: status.driver,
+        connections_max: status.connections_max,
         listeners,
         child: None,
     })

@@ -77,6 +77,8 @@ pub struct PlaneStatus {
     pub driver: String,
     /// Threads that forward.
     pub workers: usize,
+    /// Connections it takes at most, by its limit of open files.
+    pub connections_max: u64,
     /// Number of the attach.
     pub epoch: u64,
     /// How often it went away since this control plane started.
@@ -88,11 +90,12 @@ pub struct PlaneStatus {
 impl PlaneStatus {
     /// An attach is in force.
     pub(super) fn attached_to(&mut self, attached: &Attached) {
-        let Attached { channels, epoch, pid, addresses, driver, child, .. } = attached;
+        let Attached { channels, epoch, pid, addresses, driver, connections_max, child, .. } = attached;
         self.attached = true;
         (self.pid, self.epoch, self.workers) = (*pid, *epoch, channels.len());
         (self.child, self.addresses) = (child.is_some(), addresses.clone());
         self.driver.clone_from(driver);
+        self.connections_max = *connections_max;
     }
 }
 

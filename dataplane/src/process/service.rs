@@ -21,10 +21,14 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 pub(super) fn check_peer(stream: &UnixStream) -> Result<(), String> {
     let peer = rustix::net::sockopt::socket_peercred(stream).map_err(|error| error.to_string())?;
     let (uid, own) = (peer.uid, rustix::process::geteuid());
-    if uid == own || uid.is_root() {
+    if may_speak(uid, own) {
         return Ok(());
     }
     Err(format!("process {} runs as user {}, not {}", pid_number(peer.pid), uid.as_raw(), own.as_raw()))
+}
+
+fn may_speak(uid: rustix::process::Uid, own: rustix::process::Uid) -> bool {
+    uid == own || uid.is_root()
 }
 
 /// Why a conversation ended, other than by its other side.
@@ -275,6 +279,7 @@ fn status(state: &State) -> Status {
         workers: serving.map_or(0, |serving| serving.server.worker_count() as u32),
         public_key: public_key(serving),
         build: build(),
+        connections_max: serving.map_or(0, |serving| serving.server.connections_max() as u64),
         ..Status::default()
     }
 }
@@ -301,4 +306,20 @@ fn memory(report: &Report) -> Memory {
 
 fn build() -> String {
     env!("CARGO_PKG_VERSION").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::Uid;
+
+    use super::*;
+
+    #[test]
+    fn the_own_user_and_root_may_speak_and_nobody_else() {
+        let (own, other) = (Uid::from_raw(1000), Uid::from_raw(1001));
+        assert!(may_speak(own, own) && may_speak(Uid::ROOT, own));
+        assert!(!may_speak(other, own) && !may_speak(other, Uid::ROOT));
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        assert_eq!(check_peer(&ours), Ok(()), "the kernel says who is at the other end");
+    }
 }

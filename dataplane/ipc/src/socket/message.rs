@@ -262,6 +262,9 @@ pub struct Status {
     /// Version of its build.
     #[prost(string, tag = "14")]
     pub build: String,
+    /// Connections it takes, half-open ones included; one more is closed at once. 0: waiting.
+    #[prost(uint64, tag = "15")]
+    pub connections_max: u64,
 }
 
 /// One session of a report.
