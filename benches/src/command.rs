@@ -7,7 +7,7 @@ use crate::measure::{Measurement, Settings, measure, two_cores, verify};
 use crate::relay::{Relay, epoll_copy, haproxy, ringwire, splice, tokio_copy, uring_copy};
 use crate::report::{Header, Report, Row, VerifiedRow};
 use crate::workload::{Bulk, Workload, select};
-use crate::{cpu, ping};
+use crate::{cpu, micro, ping, sessions};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -31,6 +31,17 @@ enum Command {
     ///
     /// RINGWIRE_DRIVER=poll in the environment measures our server on its poll driver.
     Relay(RelayArguments),
+    /// What sessions and streams cost our server: handshakes, opens, idle sessions.
+    Sessions(sessions::Arguments),
+    /// Instructions of the worker for each thing it does, counted by callgrind.
+    Micro(micro::Arguments),
+    /// One counted run.
+    #[command(hide = true)]
+    MicroRow {
+        row: String,
+        #[arg(long)]
+        count: u64,
+    },
     /// The relay that copies with tokio.
     #[command(hide = true)]
     RelayTokio {
@@ -123,6 +134,9 @@ struct RelayArguments {
 pub fn run() -> Result<()> {
     match Arguments::parse().command {
         Command::Relay(arguments) => relay(&arguments),
+        Command::Sessions(arguments) => sessions::run(&arguments),
+        Command::Micro(arguments) => micro::run(&arguments),
+        Command::MicroRow { row, count } => micro::Row::named(&row)?.run(count),
         Command::RelayTokio { buffer, sink, core } => {
             become_relay(core)?;
             tokio_copy::run(&sink, buffer)

@@ -1,4 +1,4 @@
-//! `cargo xtask bench relay [options]`: builds the package `ringwire-benches` in release and becomes its program.
+//! `cargo xtask bench relay|sessions|micro [options]`: builds the package `ringwire-benches` in release and becomes its program.
 
 use crate::steps::{cargo_command, run as run_command};
 use anyhow::{Context, Result};
@@ -23,11 +23,29 @@ enum Measurement {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
+    /// What sessions and streams cost our server: handshakes, opens, idle sessions.
+    #[command(disable_help_flag = true)]
+    Sessions {
+        /// Passed on unchanged: --json, --rounds, --seconds, --idle-sessions, --idle-seconds, --only, --quick
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
+    /// Instructions of the worker for each thing it does, counted by valgrind; status 2 where that is not installed.
+    #[command(disable_help_flag = true)]
+    Micro {
+        /// Passed on unchanged: --check, --update, --json
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<String>,
+    },
 }
 
 /// Builds and then replaces this process, so that the bench's status is the task's.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let Measurement::Relay { options } = &arguments.measurement;
+    let (name, options) = match &arguments.measurement {
+        Measurement::Relay { options } => ("relay", options),
+        Measurement::Sessions { options } => ("sessions", options),
+        Measurement::Micro { options } => ("micro", options),
+    };
     let build = ["build", "--release", "--package", "ringwire-benches", "--bin", "ringwire-benches"];
     run_command(&format!("cargo {}", build.join(" ")), &mut cargo_command(&build)?)?;
     // `cargo run` finds the target directory whatever the configuration says; the build above already printed.
@@ -40,7 +58,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         "--bin",
         "ringwire-benches",
         "--",
-        "relay",
+        name,
     ];
     let error = cargo_command(&start)?.args(options).exec();
     Err(error).context("cargo could not be started")

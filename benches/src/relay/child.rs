@@ -88,6 +88,12 @@ impl RelayChild {
         &self.ready
     }
 
+    /// Its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Processor time of all its threads so far.
     ///
     /// # Errors

@@ -21,6 +21,7 @@ pub mod peer;
 pub mod plan;
 pub mod run;
 pub mod scenario;
+pub mod steady;
 pub mod world;
 
 pub use run::{Report, run_plan, run_seed};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringwire_dataplane::counters::{Counter, CounterBlock, Counters};
-use ringwire_dataplane::driver::{Batch, Nanos};
+use ringwire_dataplane::driver::{Batch, DriverError, Nanos};
 use ringwire_dataplane::lane::{InlineLane, Lane};
 use ringwire_dataplane::worker::{Identity, Settings, Worker};
 use ringwire_netem::{Random, SECOND_NS};
@@ -114,6 +114,12 @@ fn panic_words(panic: &(dyn Any + Send)) -> String {
     format!("panic: {}", if seen.is_empty() { said.unwrap_or_default() } else { seen })
 }
 
+/// One turn. Not inlined: counts of the worker's instructions begin and end here, by this name.
+#[inline(never)]
+fn turn_worker(worker: &mut Worker<SimDriver>, batch: &mut Batch) -> Result<(), DriverError> {
+    worker.turn(batch)
+}
+
 /// What every worker of a run is made of.
 struct Fabric {
     entropy: SeededEntropy,
@@ -190,7 +196,7 @@ impl Run {
     fn drive(&mut self, stops_with_sessions: bool) {
         let mut batch = Batch::default();
         while let Some(worker) = &mut self.worker {
-            let turned = worker.turn(&mut batch);
+            let turned = turn_worker(worker, &mut batch);
             let counters = &*self.fabric.counters;
             let world = &mut worker.driver().world;
             let now = world.now;

@@ -389,7 +389,7 @@ fn idle(draw: &mut Draw<'_>) {
 }
 
 /// An honest client on a perfect link.
-fn honest(connects_at: Nanos) -> PeerPlan {
+pub(crate) fn honest(connects_at: Nanos) -> PeerPlan {
     PeerPlan {
         identity: 0,
         connects_at,
@@ -558,7 +558,7 @@ impl Draw<'_> {
 }
 
 /// From the loads of the links: when everything that must complete has to be complete.
-fn set_times(plan: &mut Plan) {
+pub(crate) fn set_times(plan: &mut Plan) {
     let mut slowest_ns = 0;
     for peer in 0..plan.peers.len() {
         let (mut up, mut down) = (0, 0);
