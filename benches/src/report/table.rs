@@ -41,11 +41,11 @@ impl Report {
         )?;
         writeln!(out, "\nverified rounds")?;
         for row in &self.verified {
-            writeln!(out, "  {:<18} {:<10} {}", row.workload, row.relay, row.words())?;
+            writeln!(out, "  {:<18} {:<13} {}", row.workload, row.relay, row.words())?;
         }
         writeln!(
             out,
-            "\n{:<18} {:<10} {:>20} {:>7} {:>6} {:>6} {:>23} {:>17} {:>9} {:>8}  verdict",
+            "\n{:<18} {:<13} {:>20} {:>7} {:>6} {:>6} {:>23} {:>17} {:>9} {:>8}  verdict",
             "load", "relay", "CPU-s/GiB", "Gbit/s", "relay", "gen", "p50 us", "p99 us", "p99.9 us", "CPU us"
         )?;
         for row in &self.rows {
@@ -90,7 +90,7 @@ impl Row {
         }
         writeln!(
             out,
-            "{:<18} {:<10} {:>20} {:>7} {:>6} {:>6} {:>23} {:>17} {:>9} {:>8}  {verdict}",
+            "{:<18} {:<13} {:>20} {:>7} {:>6} {:>6} {:>23} {:>17} {:>9} {:>8}  {verdict}",
             self.workload,
             self.relay,
             ranged("relay_cpu_s_per_gib", 3),
