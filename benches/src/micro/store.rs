@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-/// A row that takes this much more than stored has failed.
-const GROWTH_MAX: f64 = 0.03;
+/// A row that takes more than so many percent of what is stored has failed.
+const PERCENT_MAX: u64 = 103;
 
 /// `benches/micro.json`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ impl Verdict {
     pub fn complaint(&self) -> Option<String> {
         let Self { row, instructions, .. } = self;
         match (self.stored, self.growth) {
-            (Some(stored), Some(growth)) if growth > GROWTH_MAX => Some(format!(
+            (Some(stored), Some(growth)) if *instructions * 100 > stored * PERCENT_MAX => Some(format!(
                 "{row} takes {instructions} instructions, {:.1} % more than the stored {stored} (if that is meant: cargo xtask bench micro --update)",
                 growth * 100.0
             )),
