@@ -309,6 +309,59 @@ async fn a_drain_lets_streams_finish_and_refuses_what_is_new() {
 }
 
 #[test]
+fn a_control_plane_that_missed_events_is_told_when_it_reads_again_though_nothing_happens() {
+    let (_plane, _, mut client) = serving(&[], &Configuration::default());
+    let mut control = attach(&mut client);
+    let nobody = PeerKey::new([2; 33]).unwrap();
+    // Each is answered with an event; nobody reads them until many more came than the ring holds.
+    let mut request = 0;
+    let deadline = Instant::now() + TIMEOUT;
+    while request < 5000 {
+        assert!(Instant::now() < deadline, "the worker takes no more commands");
+        match control.command(&Ordered { request, order: Order::CloseSession(nobody) }) {
+            Ok(()) => request += 1,
+            Err(_) => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    while control.counters().read(Counter::EventsDropped.cell()) < 5000 - 4096 {
+        assert!(Instant::now() < deadline, "the worker never waits, it drops");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for expected in 0..4096 {
+        let answered = event(&mut control);
+        assert_eq!(answered, Event::Answered { request: expected, answer: Answer::NotFound });
+    }
+    assert_eq!(event(&mut control), Event::Resync { dropped: 5000 - 4096 });
+    assert_eq!(ask(&mut control, 9999, Order::ListSessions), (Vec::new(), Answer::Done(0)));
+}
+
+#[test]
+fn attaches_leave_nothing_behind() {
+    let (plane, _, mut client) = serving(&[], &Configuration::default());
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", plane.child.id())).unwrap().count();
+    let settled = |most: usize| {
+        let deadline = Instant::now() + TIMEOUT;
+        while descriptors() > most {
+            assert!(Instant::now() < deadline, "{} descriptors, {most} before", descriptors());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    let _first = attach(&mut client);
+    client.status().unwrap();
+    let before = descriptors();
+    // Over one conversation, and over one each.
+    for _ in 0..200 {
+        let _control = attach(&mut client);
+    }
+    settled(before);
+    for _ in 0..100 {
+        attach(&mut plane.talk());
+    }
+    settled(before);
+    assert_eq!(client.status().unwrap().epoch, 301);
+}
+
+#[test]
 fn stop_and_signals_end_it_and_a_terminals_do_not() {
     let (mut plane, _, mut client) = serving(&[], &Configuration::default());
     for ignored in ["INT", "HUP"] {
