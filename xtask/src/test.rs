@@ -36,6 +36,11 @@ fn steps() -> Vec<Step> {
         step("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
         step("documents", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         step("tests", &["test", "--workspace"], &[]),
+        step(
+            "shuttle",
+            &["test", "--package", "ringwire-ipc", "--features", "shuttle", "--test", "shuttle"],
+            &[],
+        ),
         step("loom", &["test", "--package", "ringwire-ipc", "--features", "loom", "--test", "loom"], &[]),
         step(
             "loom of the exchange",

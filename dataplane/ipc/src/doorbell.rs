@@ -228,7 +228,7 @@ impl AsFd for Bell {
     }
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
 mod tests {
     use std::time::Instant;
 

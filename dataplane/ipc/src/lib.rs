@@ -20,17 +20,18 @@
 //! layout and the epoch. How two processes come to share one is said over a Unix socket, module `socket`, whose protocol
 //! every build speaks. Nothing of the data plane waits for the control plane.
 //!
-//! With the feature `loom` the atomics are loom's. Then a ring no longer has the layout of shared memory, so
-//! `region`, `counters` and `channel` are absent and what remains is what the models in `tests/loom.rs` exercise.
+//! With the feature `loom` the atomics are loom's, with `shuttle` shuttle's. Then a ring no longer has the layout of shared memory, so
+//! `region`, `counters` and `channel` are absent and what remains is what the models in `tests/loom.rs` (every short schedule)
+//! and `tests/shuttle.rs` (many long ones) exercise.
 #![deny(unsafe_code)]
 
-#[cfg(not(feature = "loom"))]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
 pub mod channel;
-#[cfg(not(feature = "loom"))]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
 pub mod counters;
 pub mod doorbell;
 pub mod message;
-#[cfg(not(feature = "loom"))]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
 pub mod region;
 pub mod ring;
 pub mod socket;
@@ -67,7 +68,7 @@ pub enum Fault {
 }
 
 /// What both processes must agree on before they share memory: every layout and the records in it.
-#[cfg(not(feature = "loom"))]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
 pub const LAYOUT_HASH: u64 = layout_hash(&[
     LAYOUT_VERSION as usize,
     (CommandRing::LAYOUT_HASH >> 32) as usize,
@@ -79,7 +80,7 @@ pub const LAYOUT_HASH: u64 = layout_hash(&[
 ]);
 
 /// FNV-1a over the numbers that make up a layout: differs when any of them does.
-#[cfg(not(feature = "loom"))]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
 const fn layout_hash(numbers: &[usize]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut number = 0;

@@ -249,7 +249,7 @@ where
     }
 }
 
-#[cfg(not(feature = "loom"))]
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
 mod layout {
     use std::mem::{align_of, offset_of, size_of};
 
@@ -282,7 +282,7 @@ mod layout {
     };
 }
 
-#[cfg(all(test, not(feature = "loom")))]
+#[cfg(all(test, not(any(feature = "loom", feature = "shuttle"))))]
 mod tests {
     use std::collections::VecDeque;
 

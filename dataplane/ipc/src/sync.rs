@@ -1,9 +1,11 @@
-//! The one place where atomics come from: the standard library's, or loom's when the models run. Every other file of
-//! the package imports them from here.
+//! The one place where atomics come from: the standard library's, or loom's or shuttle's when the models run. Every other
+//! file of the package imports them from here. Of the two models loom is the stronger one and wins when both are asked for.
 
 #[cfg(feature = "loom")]
 pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
-#[cfg(not(feature = "loom"))]
+#[cfg(all(feature = "shuttle", not(feature = "loom")))]
+pub(crate) use shuttle::sync::atomic::{AtomicU64, Ordering, fence};
+#[cfg(not(any(feature = "loom", feature = "shuttle")))]
 pub(crate) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Stands for exclusive use of a slot: lets loom see an access that the ring's positions do not order, even though the

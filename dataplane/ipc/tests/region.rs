@@ -1,5 +1,5 @@
 //! Regions: what is sealed stays as it is, and a descriptor that is not what it should be is refused with its reason.
-#![cfg(not(feature = "loom"))]
+#![cfg(not(any(feature = "loom", feature = "shuttle")))]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs::File;

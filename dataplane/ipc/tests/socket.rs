@@ -1,5 +1,5 @@
 //! The data plane's socket: messages and descriptors arrive whole, and whatever else arrives is a typed error.
-#![cfg(not(feature = "loom"))]
+#![cfg(not(any(feature = "loom", feature = "shuttle")))]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::Write as _;

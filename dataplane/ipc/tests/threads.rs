@@ -1,5 +1,5 @@
 //! Two threads, each with its own mapping of one region, as two processes have.
-#![cfg(not(feature = "loom"))]
+#![cfg(not(any(feature = "loom", feature = "shuttle")))]
 
 use std::os::fd::AsFd;
 use std::thread;
