@@ -199,20 +199,22 @@ impl<D: Driver> Worker<D> {
 
     /// A proof of identity has come out one way or the other.
     pub(crate) fn decide_dials(&mut self) {
-        let mut undecided = std::mem::take(&mut self.undecided);
-        undecided.retain_mut(|dial| {
+        let mut decided = Vec::new();
+        self.undecided.retain_mut(|dial| {
             dial.proofs_left -= 1;
             if dial.proofs_left > 0 && !self.directory.contains_key(&dial.destination) {
                 return true;
             }
-            let half = self.halves.find_mut(dial.half).filter(|half| half.state == State::Request);
-            if let Some(signed) = half.and_then(|half| half.verifying.take()) {
-                self.forward_to(dial.half, dial.destination, &signed);
-            }
+            decided.push((dial.half, dial.destination));
             false
         });
-        debug_assert!(self.undecided.is_empty(), "deciding adds none");
-        self.undecided = undecided;
+        // Those that wait on are back in their list: what follows may end a session, and with it another proof.
+        for (half_key, destination) in decided {
+            let half = self.halves.find_mut(half_key).filter(|half| half.state == State::Request);
+            if let Some(signed) = half.and_then(|half| half.verifying.take()) {
+                self.forward_to(half_key, destination, &signed);
+            }
+        }
     }
 
     fn forward_request(&mut self, half_key: Key, destination: Option<PublicKey>, signed: &Arc<[u8]>) {
