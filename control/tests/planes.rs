@@ -438,7 +438,7 @@ fn wanted(state: &Path) -> Wanted {
 async fn a_control_plane_that_does_not_fit_is_refused_with_the_cure_and_traffic_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let state = directory.path();
-    let planes = Planes::start(state, &["--driver", "poll"]);
+    let planes = Planes::try_start(state, &[&EVERYWHERE[..], &["--driver", "poll"]].concat()).unwrap();
     let load = Load::begin(&planes.address(), 1).await;
 
     let other_build = Wanted { layout: ringwire_ipc::LAYOUT_HASH ^ 1, ..wanted(state) };
