@@ -5,9 +5,13 @@
 //! out: [`Span`]s, eight bytes each, that name bytes and hold a reference on them until they are released.
 //!
 //! Budgets count pages at their true size, whatever little of them is payload: [`Pool::held_len`].
+//!
+//! A span may also lie in memory of another worker, on loan (`loans`). It is used like any other; its page number is none of
+//! this pool's, so what is known of the pool's own pages costs no more for it.
 
 use std::io::{self, IoSliceMut};
 
+use super::loans::{LOANS_FROM, Lender, Loans};
 use super::region::Region;
 use crate::limits::{PAGE_LEN, PAGES_AT_START, RECEIVE_LEN_MAX};
 
@@ -43,6 +47,31 @@ impl Span {
         assert!(from + len <= self.len(), "a part inside the span");
         // Both fit: the sum is at most a length that was 16 bits.
         Self { page: self.page, offset: self.offset + from as u16, len: len as u16 }
+    }
+
+    /// The span as one word, for a mailbox.
+    pub fn word(self) -> u64 {
+        u64::from(self.page) << 32 | u64::from(self.offset) << 16 | u64::from(self.len)
+    }
+
+    /// The span behind a [`word`](Self::word).
+    pub fn from_word(word: u64) -> Self {
+        // Truncations: each takes the bits that `word` put there.
+        Self { page: (word >> 32) as u32, offset: (word >> 16) as u16, len: word as u16 }
+    }
+
+    pub(super) fn offset(self) -> usize {
+        usize::from(self.offset)
+    }
+
+    /// The same bytes of another page.
+    pub(super) fn on_page(self, page: u32) -> Self {
+        Self { page, ..self }
+    }
+
+    /// Whether another span lies in this one, whatever their pages.
+    pub(super) fn contains(self, other: Self) -> bool {
+        self.offset() <= other.offset() && other.offset() + other.len() <= self.offset() + self.len()
     }
 }
 
@@ -103,14 +132,19 @@ pub struct Pool {
     held: usize,
     with_kernel: usize,
     held_high: usize,
+    /// Spans of this pool that other workers have, and theirs that this one has.
+    lent_out: usize,
+    loans: Loans,
 }
 
 impl Pool {
     /// Maps `len` bytes of buffer memory, rounded down to whole pages.
     pub fn new(len: usize) -> io::Result<Self> {
         let pages = len / PAGE_LEN;
-        let count =
-            u32::try_from(pages).map_err(|_| io::Error::other("buffer memory of more than 2^32 pages"))?;
+        let count = u32::try_from(pages)
+            .ok()
+            .filter(|&count| count <= LOANS_FROM)
+            .ok_or_else(|| io::Error::other("buffer memory of more than 2^31 pages"))?;
         Ok(Self {
             region: Region::new(pages * PAGE_LEN)?,
             pages: Vec::with_capacity(PAGES_AT_START),
@@ -121,12 +155,15 @@ impl Pool {
             held: 0,
             with_kernel: 0,
             held_high: 0,
+            lent_out: 0,
+            loans: Loans::default(),
         })
     }
 
-    /// Keeps the memory mapped for good: the kernel may still write to it.
-    pub(super) fn leak(&mut self) {
+    /// Keeps the memory mapped for good, also what is borrowed: the kernel may still write to the one and read the other.
+    pub(super) fn leak(&self) {
         self.region.leak();
+        self.loans.leak();
     }
 
     /// Bytes of pages that hold received data or blocks, at their true size.
@@ -284,6 +321,9 @@ impl Pool {
         // A span that reaches the end of its block lies, by its end alone, in the next one: its start decides. An empty
         // remainder at the very end cannot occur, because spans are released when used up.
         let taken = self.room(*span).min(bytes.len());
+        if taken == 0 {
+            return 0;
+        }
         let end = usize::from(span.offset) + span.len();
         self.region.slice_mut(span.page as usize * PAGE_LEN + end, taken).copy_from_slice(&bytes[..taken]);
         span.len += taken as u16;
@@ -292,7 +332,7 @@ impl Pool {
 
     /// The bytes a span names.
     pub fn bytes(&self, span: Span) -> &[u8] {
-        let page = &self.pages[span.page as usize];
+        let Some(page) = self.pages.get(span.page as usize) else { return self.loans.bytes(span) };
         assert!(
             page.refs > 0 && !matches!(page.owner, Owner::Free | Owner::Kernel),
             "a span of a page the worker holds"
@@ -311,15 +351,18 @@ impl Pool {
 
     /// One more span refers to these bytes.
     pub fn retain(&mut self, span: Span) {
-        self.pages[span.page as usize].payload += u32::from(span.len);
+        if let Some(page) = self.pages.get_mut(span.page as usize) {
+            page.payload += u32::from(span.len);
+        }
         self.split(span);
     }
 
     /// One span becomes two that together name the same bytes; `span` is either of them.
     pub fn split(&mut self, span: Span) {
         let page = span.page as usize;
-        match self.pages[page].owner {
-            Owner::Received => self.pages[page].refs += 1,
+        let Some(entry) = self.pages.get_mut(page) else { return self.loans.retain(span) };
+        match entry.owner {
+            Owner::Received => entry.refs += 1,
             Owner::Blocks(class) => self.block_refs[block_slot(span, class)] += 1,
             Owner::Free | Owner::Kernel => unreachable!("a span of a page the worker holds"),
         }
@@ -327,7 +370,7 @@ impl Pool {
 
     /// The span leaves its queue for a send: its page no longer counts it as payload that is waited for.
     pub fn depart(&mut self, span: Span) {
-        let page = &mut self.pages[span.page as usize];
+        let Some(page) = self.pages.get_mut(span.page as usize) else { return };
         if page.owner == Owner::Received {
             page.payload -= u32::from(span.len);
         }
@@ -342,10 +385,11 @@ impl Pool {
     /// As [`release`](Self::release), for a span that has departed.
     pub fn release_departed(&mut self, span: Span) {
         let page = span.page as usize;
-        match self.pages[page].owner {
+        let Some(entry) = self.pages.get_mut(page) else { return self.loans.release(span) };
+        match entry.owner {
             Owner::Received => {
-                self.pages[page].refs -= 1;
-                if self.pages[page].refs == 0 {
+                entry.refs -= 1;
+                if entry.refs == 0 {
                     self.free_page(span.page);
                 }
             }
@@ -373,15 +417,60 @@ impl Pool {
 
     /// Room behind a span in its block, in bytes; for received pages there is none.
     pub fn room(&self, span: Span) -> usize {
-        let Owner::Blocks(class) = self.pages[span.page as usize].owner else { return 0 };
+        let Some(&Page { owner: Owner::Blocks(class), .. }) = self.pages.get(span.page as usize) else {
+            return 0;
+        };
         let block = BLOCK_LENS[usize::from(class)];
         (usize::from(span.offset) / block + 1) * block - (usize::from(span.offset) + span.len())
     }
 
     /// Whether the page behind a span was received and is held for little payload that waits: less than half of it.
     pub fn is_wasteful(&self, span: Span) -> bool {
-        let page = &self.pages[span.page as usize];
+        let Some(page) = self.pages.get(span.page as usize) else { return self.loans.is_wasteful(span) };
         page.owner == Owner::Received && (page.payload as usize) < PAGE_LEN / 2
+    }
+
+    /// This memory, for a worker that is to borrow from it.
+    pub fn lender(&self) -> Lender {
+        Lender(self.region.share())
+    }
+
+    /// Spans of worker `lender` can be borrowed from here on.
+    pub fn know_lender(&mut self, lender: u16, memory: Lender) {
+        self.loans.know(lender, memory);
+    }
+
+    /// The caller's reference on a span goes to another worker, whose it is until the span has come home. See `loans`.
+    pub fn lend_out(&mut self, span: Span) {
+        debug_assert!((span.page as usize) < self.pages.len(), "what is borrowed is not lent on");
+        self.lent_out += 1;
+    }
+
+    /// A span that was lent out is back, and nobody else refers to it for that loan.
+    pub fn came_home(&mut self, span: Span) {
+        assert!(self.lent_out > 0, "what comes home was lent");
+        self.lent_out -= 1;
+        self.release(span);
+    }
+
+    /// Spans that other workers have.
+    pub fn lent_out(&self) -> usize {
+        self.lent_out
+    }
+
+    /// A span that `lender` has lent out; used and released like one of this pool. Call it once for each loan.
+    pub fn borrow(&mut self, lender: u16, span: Span) -> Span {
+        self.loans.borrow(lender, span)
+    }
+
+    /// Loans of other workers that are not released yet. They count in the budget of their owner, not here.
+    pub fn borrowed(&self) -> usize {
+        self.loans.count()
+    }
+
+    /// What is released and to go home, with its lender; whoever sends it there takes it out.
+    pub fn homeward(&mut self) -> &mut Vec<(u16, Span)> {
+        self.loans.homeward()
     }
 
     fn free_page(&mut self, page: u32) {

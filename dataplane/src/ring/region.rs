@@ -5,18 +5,38 @@
 
 use std::io::{self, IoSliceMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
-/// An anonymous private mapping of fixed length, zeroed by the kernel, resident only where it was touched.
+/// An anonymous private mapping of fixed length, zeroed by the kernel, resident only where it was touched. This handle is the only
+/// one that writes.
 #[derive(Debug)]
 pub(super) struct Region {
+    mapping: Arc<Mapping>,
+    /// As the mapping's: each frame asks for them, and this is one look-up less.
     base: NonNull<u8>,
     len: usize,
-    leaked: bool,
 }
 
-// SAFETY: needed because a worker is built on one thread and may be moved to another before it runs. The mapping is
-// owned by this value alone and has no tie to a thread.
+// SAFETY: needed because a worker is built on one thread and may be moved to another before it runs. The address is that of the
+// mapping, which this value holds and which has no tie to a thread.
 unsafe impl Send for Region {}
+
+/// A region as other threads see it: to read, and only what its owner has lent.
+#[derive(Debug, Clone)]
+pub(super) struct Shared(Arc<Mapping>);
+
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: needed because a worker is built on one thread and may be moved to another before it runs, and because other workers
+// hold the mapping of their lender. The mapping is owned by this value alone and has no tie to a thread.
+unsafe impl Send for Mapping {}
+// SAFETY: needed because other workers read what they borrowed. Through a shared mapping bytes are only read, and who may
+// read which is decided by the pools: bytes that are lent out are not written until they are home.
+unsafe impl Sync for Mapping {}
 
 impl Region {
     /// Maps `len` bytes (a multiple of the system page size). Errors are the kernel's: no memory, or a limit on
@@ -34,12 +54,17 @@ impl Region {
         }?;
         let base =
             NonNull::new(base.cast()).ok_or_else(|| io::Error::other("the kernel mapped at address zero"))?;
-        Ok(Self { base, len, leaked: false })
+        Ok(Self { mapping: Arc::new(Mapping { base, len }), base, len })
     }
 
     /// Dropping the region leaves the mapping in place.
-    pub(super) fn leak(&mut self) {
-        self.leaked = true;
+    pub(super) fn leak(&self) {
+        std::mem::forget(Arc::clone(&self.mapping));
+    }
+
+    /// A handle for those who borrow from it.
+    pub(super) fn share(&self) -> Shared {
+        Shared(Arc::clone(&self.mapping))
     }
 
     /// Length of the mapping in bytes.
@@ -55,8 +80,7 @@ impl Region {
 
     /// The bytes `offset..offset + len`. The caller (the pool) has checked that the kernel does not own them.
     pub(super) fn slice(&self, offset: usize, len: usize) -> &[u8] {
-        assert!(offset <= self.len && len <= self.len - offset, "a range inside the region");
-        let at = self.base.as_ptr().wrapping_add(offset);
+        let at = checked(self.base, self.len, offset, len);
         // SAFETY: needed to read what the kernel received. The range was checked to lie inside the mapping, the memory is
         // initialised (zeroed by the kernel), and pages the kernel may write are never handed out by the pool.
         unsafe { std::slice::from_raw_parts(at, len) }
@@ -65,8 +89,7 @@ impl Region {
     /// The bytes `offset..offset + len`, to write. As [`slice`](Self::slice); `&mut self` makes it the only Rust
     /// reference, and bytes a send in flight reads are never in it (the pool writes only to fresh tails of blocks).
     pub(super) fn slice_mut(&mut self, offset: usize, len: usize) -> &mut [u8] {
-        assert!(offset <= self.len && len <= self.len - offset, "a range inside the region");
-        let at = self.base.as_ptr().wrapping_add(offset);
+        let at = checked(self.base, self.len, offset, len);
         // SAFETY: as in `slice`, and exclusive through `&mut self`.
         unsafe { std::slice::from_raw_parts_mut(at, len) }
     }
@@ -77,9 +100,8 @@ impl Region {
     /// ranges must not overlap.
     pub(super) fn slices_mut<'a>(&'a mut self, offsets: &[usize], len: usize, out: &mut [IoSliceMut<'a>]) {
         for (at, (&offset, slice)) in offsets.iter().zip(out).enumerate() {
-            assert!(offset <= self.len && len <= self.len - offset, "a range inside the region");
             assert!(offsets[..at].iter().all(|other| other.abs_diff(offset) >= len), "no two ranges overlap");
-            let start = self.base.as_ptr().wrapping_add(offset);
+            let start = checked(self.base, self.len, offset, len);
             // SAFETY: needed to let one call fill several pages. As in `slice`; `&mut self`, which the slices borrow, keeps
             // other references away, and the check above keeps them apart from each other.
             *slice = IoSliceMut::new(unsafe { std::slice::from_raw_parts_mut(start, len) });
@@ -87,13 +109,26 @@ impl Region {
     }
 }
 
-impl Drop for Region {
+impl Shared {
+    /// The bytes `offset..offset + len`, which the caller (the borrower's pool) has on loan.
+    pub(super) fn slice(&self, offset: usize, len: usize) -> &[u8] {
+        let at = checked(self.0.base, self.0.len, offset, len);
+        // SAFETY: needed to send what another worker received, without a copy. As in `Region::slice`; the owner writes to no
+        // byte that it has lent, and does not let the kernel.
+        unsafe { std::slice::from_raw_parts(at, len) }
+    }
+}
+
+/// Address of byte `offset` of a mapping in which the `len` bytes from there on lie.
+fn checked(base: NonNull<u8>, mapped: usize, offset: usize, len: usize) -> *mut u8 {
+    assert!(offset <= mapped && len <= mapped - offset, "a range inside the region");
+    base.as_ptr().wrapping_add(offset)
+}
+
+impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.leaked {
-            return;
-        }
         // SAFETY: needed to give the mapping back; it was made by `new` with this length and nothing refers to it any more
-        // (the ring that could write to it is dropped before the pool: see the field order of the drivers).
+        // (the ring that could write to it is dropped before the pool: see the field order of the drivers; borrowers hold it).
         let outcome = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(outcome.is_ok(), "a mapping made here can be unmapped");
     }
