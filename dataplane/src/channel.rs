@@ -132,8 +132,7 @@ impl<D: Driver> Worker<D> {
 
     fn close_by_key(&mut self, peer: PeerKey) -> Answer {
         // What is no point of the curve has no session either.
-        let session =
-            PublicKey::from_bytes(peer.as_bytes()).ok().and_then(|peer| self.directory.get(&peer).copied());
+        let session = PublicKey::from_bytes(peer.as_bytes()).ok().and_then(|peer| self.session_by_key(&peer));
         let Some(key) = session else { return Answer::NotFound };
         self.close_session(key, CloseReason::Ordered);
         Answer::Done(1)

@@ -344,11 +344,8 @@ impl<D: Driver> Worker<D> {
             let Some(session) = self.sessions.find(key) else { continue };
             let socket = session.socket;
             let prefix = Prefix::from(session.peer_address.ip());
-            let peer = session.open().map(|open| open.peer);
             self.file_socket(socket, key);
-            if let Some(peer) = peer {
-                self.directory.insert(peer, key);
-            }
+            self.enter_directory(key);
             if self.settings.sessions_per_address.is_some() {
                 self.by_address.add(prefix);
             }
@@ -396,6 +393,7 @@ fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
         opener: Opener::with_replay(&receive_key, frozen.replay),
         send_key,
         receive_key,
+        generation: 0,
         promised: 0,
         round_trip_ns: None,
         pinged_at: 0,

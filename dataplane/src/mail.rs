@@ -123,7 +123,7 @@ impl<D: Driver> Worker<D> {
                 let _ = answer.try_send(report);
             }
             Order::Close(peer, answer) => {
-                let session = self.directory.get(&peer).copied();
+                let session = self.session_by_key(&peer);
                 if let Some(key) = session {
                     self.close_session(key, CloseReason::Ordered);
                 }

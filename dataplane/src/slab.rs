@@ -17,6 +17,12 @@ impl Key {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
 
+    /// The key behind a [`number`](Self::number).
+    pub fn from_number(number: u64) -> Self {
+        // Truncations: each takes the half that `number` put there.
+        Self { index: number as u32, generation: (number >> 32) as u32 }
+    }
+
     /// Refers to nothing, ever.
     pub const NONE: Self = Self { index: u32::MAX, generation: u32::MAX };
 }

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam::channel::Receiver;
-use hashbrown::HashMap;
 use ipnet::IpNet;
+use ringwire_exchange::WorkerIndex;
+use ringwire_exchange::directory::Directory;
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use ringwire_proto::yamux;
@@ -121,8 +122,10 @@ pub struct Worker<D> {
     pub(crate) sessions: Slab<Session>,
     pub(crate) halves: Slab<Half>,
     pub(crate) nodes: Nodes,
-    /// Sessions by the key of their peer.
-    pub(crate) directory: HashMap<PublicKey, Key>,
+    /// Its number among the workers that share the directory.
+    pub(crate) index: WorkerIndex,
+    /// Sessions of all workers by the key of their peer.
+    pub(crate) directory: Arc<Directory<PublicKey>>,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) budget: Budget,
     /// Connections that hold a descriptor, those that are being closed included.
@@ -201,7 +204,8 @@ impl<D: Driver> Worker<D> {
             sessions: Slab::default(),
             halves: Slab::default(),
             nodes: Nodes::default(),
-            directory: HashMap::new(),
+            index: 0,
+            directory: Arc::default(),
             wheel: Wheel::new(now),
             budget: Budget::new(memory_len),
             connections: 0,

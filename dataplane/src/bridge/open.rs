@@ -200,14 +200,16 @@ impl<D: Driver> Worker<D> {
     /// A proof of identity has come out one way or the other.
     pub(crate) fn decide_dials(&mut self) {
         let mut decided = Vec::new();
-        self.undecided.retain_mut(|dial| {
+        let mut undecided = std::mem::take(&mut self.undecided);
+        undecided.retain_mut(|dial| {
             dial.proofs_left -= 1;
-            if dial.proofs_left > 0 && !self.directory.contains_key(&dial.destination) {
+            if dial.proofs_left > 0 && self.session_by_key(&dial.destination).is_none() {
                 return true;
             }
             decided.push((dial.half, dial.destination));
             false
         });
+        self.undecided = undecided;
         // Those that wait on are back in their list: what follows may end a session, and with it another proof.
         for (half_key, destination) in decided {
             let half = self.halves.find_mut(half_key).filter(|half| half.state == State::Request);
@@ -221,7 +223,7 @@ impl<D: Driver> Worker<D> {
         let Some(destination) = destination else {
             return self.refuse_request(half_key, Counter::RefusedDestination);
         };
-        if self.directory.contains_key(&destination)
+        if self.session_by_key(&destination).is_some()
             || !self.wait_for_proofs(half_key, destination, Arc::clone(signed))
         {
             self.forward_to(half_key, destination, signed);
@@ -230,7 +232,7 @@ impl<D: Driver> Worker<D> {
 
     fn forward_to(&mut self, half_key: Key, destination: PublicKey, signed: &[u8]) {
         let now = self.driver.now();
-        let Some(session) = self.directory.get(&destination).copied() else {
+        let Some(session) = self.session_by_key(&destination) else {
             return self.refuse_request(half_key, Counter::RefusedDestination);
         };
         let forward_key = self.halves.insert(Half::new(session, 0, State::Response, true));

@@ -243,6 +243,7 @@ impl<D: Driver> Worker<D> {
             opener: Opener::new(&outcome.receive),
             send_key: outcome.send,
             receive_key: outcome.receive,
+            generation: 0,
             promised: 0,
             round_trip_ns: None,
             pinged_at: 0,
@@ -262,7 +263,7 @@ impl<D: Driver> Worker<D> {
         }
         self.counters.count(Counter::SessionsOpened);
         self.counters.add(Counter::SessionsHybrid, u64::from(outcome.hybrid));
-        if let Some(former) = self.directory.insert(peer, key) {
+        if let Some(former) = self.enter_directory(key) {
             self.counters.count(Counter::SessionsDisplaced);
             self.close_session(former, CloseReason::Displaced);
         }
@@ -276,7 +277,7 @@ impl<D: Driver> Worker<D> {
         let Some(limit) = self.settings.sessions_per_address else { return false };
         let prefix_of = |key| Some(Prefix::from(self.sessions.find(key)?.peer_address.ip()));
         let Some(prefix) = prefix_of(key) else { return false };
-        let former = self.directory.get(peer).and_then(|&former| prefix_of(former));
+        let former = self.session_by_key(peer).and_then(prefix_of);
         self.by_address.count(prefix) - u32::from(former == Some(prefix)) >= limit
     }
 }

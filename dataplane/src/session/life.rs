@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use ringwire_proto::identity::PublicKey;
+
 use super::mux::Timeout;
 use super::{HalfOpen, Phase, Session, Step};
 use crate::counters::Counter;
@@ -192,15 +194,27 @@ impl<D: Driver> Worker<D> {
         self.mark(key);
     }
 
+    /// Files an authenticated session under its peer's key. Returns the session of this worker that it displaced.
+    pub(crate) fn enter_directory(&mut self, key: Key) -> Option<Key> {
+        let open = self.sessions.find_mut(key).and_then(Session::open_mut)?;
+        let inserted = self.directory.insert(open.peer, self.index, key.number());
+        open.generation = inserted.generation;
+        let displaced = inserted.displaced.filter(|place| place.worker == self.index)?;
+        Some(Key::from_number(displaced.session))
+    }
+
+    /// The session of a key, if this worker has it.
+    pub(crate) fn session_by_key(&self, peer: &PublicKey) -> Option<Key> {
+        let place = self.directory.find(peer).filter(|place| place.worker == self.index)?;
+        Some(Key::from_number(place.session))
+    }
+
     /// Takes a session out of the directory and ends its streams: nobody waits for it from here on.
     fn detach_session(&mut self, key: Key) {
         let Some(open) = self.sessions.find(key).and_then(Session::open) else { return };
         let halves: Vec<Key> = open.mux.tags();
-        // Identity-checked: the entry may be a newer session's already.
-        if self.directory.get(&open.peer) == Some(&key) {
-            let peer = open.peer;
-            self.directory.remove(&peer);
-        }
+        // The entry may be a newer session's already: then it stays.
+        self.directory.remove(&open.peer, open.generation);
         for half in halves {
             self.lose_half(half);
         }

@@ -132,6 +132,8 @@ pub(crate) struct Open {
     /// in front of us would make every path look short.
     pub(crate) round_trip_ns: Option<Nanos>,
     pub(crate) pinged_at: Nanos,
+    /// That of its entry in the directory.
+    pub(crate) generation: u64,
     /// Credit promised to this session, in bytes.
     pub(crate) promised: usize,
     /// Halves with something small to send: requests, responses, keystrokes.
