@@ -183,6 +183,12 @@ counters! {
     ChannelFaults => "channel_faults_total",
     /// A frozen worker went on in this one.
     Thaws => "thaws_total",
+    /// Another worker was asleep and was woken, for what was sent to it or for room in its mailbox.
+    WorkersWoken => "workers_woken_total",
+    /// Something for another worker found its mailbox full and waited.
+    LettersWaited => "letters_waited_total",
+    /// Another worker spoke of a session that was gone.
+    LettersStale => "letters_stale_total",
     /// Turns of the worker.
     Turns => "turns_total",
     /// Turns that took as many completions as they may.

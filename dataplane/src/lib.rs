@@ -42,6 +42,7 @@ pub mod process;
 pub mod queue;
 pub mod ring;
 pub mod slab;
+pub mod team;
 pub mod wait;
 pub mod wheel;
 pub mod worker;

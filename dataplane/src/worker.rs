@@ -32,6 +32,7 @@ use crate::mail::{ORDERS_MAX, Order};
 use crate::queue::Nodes;
 use crate::session::{CloseReason, Session};
 use crate::slab::{Key, Slab};
+use crate::team::Team;
 use crate::wait::WaitPolicy;
 use crate::warn::{self, Warnings};
 use crate::wheel::Wheel;
@@ -124,6 +125,8 @@ pub struct Worker<D> {
     pub(crate) nodes: Nodes,
     /// Its number among the workers that share the directory.
     pub(crate) index: WorkerIndex,
+    /// The other workers, if there are any.
+    pub(crate) team: Option<Team>,
     /// Sessions of all workers by the key of their peer.
     pub(crate) directory: Arc<Directory<PublicKey>>,
     pub(crate) wheel: Wheel<Timer>,
@@ -205,6 +208,7 @@ impl<D: Driver> Worker<D> {
             halves: Slab::default(),
             nodes: Nodes::default(),
             index: 0,
+            team: None,
             directory: Arc::default(),
             wheel: Wheel::new(now),
             budget: Budget::new(memory_len),
@@ -252,9 +256,11 @@ impl<D: Driver> Worker<D> {
         let next = [self.wheel.next(), self.lane.due()].into_iter().flatten().min();
         let mut wait = self.wait.choose(self.driver.now(), next);
         self.before_wait(&mut wait);
+        self.announce_sleep(&mut wait);
         self.counters.add(Counter::CompanyWaits, u64::from(wait.company_us > 0));
         self.driver.turn(wait, batch)?;
         self.after_wait();
+        self.withdraw_sleep();
         self.counters.count(Counter::Turns);
         self.counters.add(Counter::TurnsExhausted, u64::from(batch.exhausted));
         let received_len = batch.spans.iter().map(|span| span.len()).sum();
@@ -271,11 +277,13 @@ impl<D: Driver> Worker<D> {
         self.expire();
         self.rearm_starved();
         self.read_mail();
+        self.read_letters();
         self.read_commands();
         self.relieve_memory();
         self.forward();
         self.pack_touched();
         self.ring_control();
+        self.wake_team();
         Ok(())
     }
 

@@ -194,12 +194,17 @@ impl<D: Driver> Worker<D> {
         self.mark(key);
     }
 
-    /// Files an authenticated session under its peer's key. Returns the session of this worker that it displaced.
+    /// Files an authenticated session under its peer's key. Returns the session that it displaced, if that was this worker's;
+    /// another worker is told.
     pub(crate) fn enter_directory(&mut self, key: Key) -> Option<Key> {
         let open = self.sessions.find_mut(key).and_then(Session::open_mut)?;
         let inserted = self.directory.insert(open.peer, self.index, key.number());
         open.generation = inserted.generation;
-        let displaced = inserted.displaced.filter(|place| place.worker == self.index)?;
+        let displaced = inserted.displaced?;
+        if displaced.worker != self.index {
+            self.close_elsewhere(displaced);
+            return None;
+        }
         Some(Key::from_number(displaced.session))
     }
 
