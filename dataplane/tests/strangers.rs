@@ -74,6 +74,8 @@ const SERVER_OF_FEW: &str = "RINGWIRE_SERVER_OF_FEW";
 /// The limit of open files is met by strangers: accepting goes on, and honest clients take their places.
 #[test]
 fn a_server_with_few_descriptors_is_not_stopped_by_strangers() {
+    // Its clients live in this process, and would be counted.
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "the_server_of_another_process", "--nocapture"])
         .env(SERVER_OF_FEW, "1")
