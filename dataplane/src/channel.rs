@@ -25,6 +25,7 @@ use crate::limits;
 use crate::mail::Limit;
 use crate::session::{CloseReason, Open};
 use crate::slab::Key;
+use crate::team::Team;
 use crate::worker::Worker;
 
 /// The worker's end of a channel, and the listings under way.
@@ -153,7 +154,8 @@ impl<D: Driver> Worker<D> {
                 self.wait.set_company_us_max(value);
             }
             Setting::BudgetLen(len) => {
-                self.budget.set_limit(usize::try_from(len).unwrap_or(usize::MAX));
+                let workers = self.team.as_ref().map_or(1, Team::worker_count);
+                self.budget.set_limit(usize::try_from(len).unwrap_or(usize::MAX) / workers);
             }
         }
     }

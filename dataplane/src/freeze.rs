@@ -344,10 +344,14 @@ impl<D: Driver> Worker<D> {
             let Some(session) = self.sessions.find(key) else { continue };
             let socket = session.socket;
             let prefix = Prefix::from(session.peer_address.ip());
+            let peer = session.open().map(|open| open.peer);
             self.file_socket(socket, key);
             self.enter_directory(key);
-            if self.settings.sessions_per_address.is_some() {
-                self.by_address.add(prefix);
+            if self.settings.sessions_per_address.is_some()
+                && let Some(peer) = peer
+            {
+                // Whom the former worker let in stays, whatever the limit.
+                self.by_address.admit(prefix, peer, u32::MAX);
             }
             self.arm_session_timer(key);
             self.mark(key);

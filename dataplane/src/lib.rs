@@ -12,6 +12,7 @@
 //! Read second (after `docs/ARCHITECTURE.md`): [`worker`], one core's turn.
 #![deny(unsafe_code)]
 
+mod addresses;
 mod bridge;
 mod channel;
 mod choice;

@@ -6,12 +6,14 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ringwire_exchange::WorkerIndex;
 use ringwire_exchange::directory::{Directory, Place};
 use ringwire_exchange::mailbox::{self, Mailbox};
 use ringwire_proto::identity::PublicKey;
 
+use crate::addresses::AddressCounts;
 use crate::counters::Counter;
 use crate::driver::{Driver, Wait};
 use crate::session::{CloseReason, Session};
@@ -53,6 +55,11 @@ impl Letter {
 #[derive(Debug)]
 pub struct Team {
     directory: Arc<Directory<PublicKey>>,
+    by_address: Arc<AddressCounts>,
+    /// Workers that have sessions still, or are not draining.
+    undrained: Arc<AtomicUsize>,
+    /// This one is not counted among them any more.
+    is_drained: bool,
     mailbox: Mailbox<SLOTS, WORDS>,
     /// Of all workers, by number; set before the first turn.
     wakers: Vec<Waker>,
@@ -65,8 +72,13 @@ impl Team {
     /// A place for each of so many workers, in order of their number.
     pub fn of(workers: WorkerIndex) -> Vec<Self> {
         let directory = Arc::new(Directory::default());
+        let by_address = Arc::new(AddressCounts::default());
+        let undrained = Arc::new(AtomicUsize::new(usize::from(workers)));
         let place = |mailbox| Self {
             directory: Arc::clone(&directory),
+            by_address: Arc::clone(&by_address),
+            undrained: Arc::clone(&undrained),
+            is_drained: false,
             mailbox,
             wakers: Vec::new(),
             waiting: VecDeque::new(),
@@ -82,6 +94,19 @@ impl Team {
     /// Where sessions are.
     pub fn directory(&self) -> &Arc<Directory<PublicKey>> {
         &self.directory
+    }
+
+    /// Workers.
+    pub(crate) fn worker_count(&self) -> usize {
+        self.wakers.len().max(1)
+    }
+
+    /// This worker has drained; whether all have. It goes on answering until then, and the pages it lent stay.
+    pub(crate) fn drained(&mut self) -> bool {
+        if !std::mem::replace(&mut self.is_drained, true) {
+            self.undrained.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.undrained.load(Ordering::Relaxed) == 0
     }
 
     fn write(&mut self, to: WorkerIndex, letter: Letter) -> bool {
@@ -111,6 +136,7 @@ impl<D: Driver> Worker<D> {
     pub fn join(&mut self, team: Team) {
         self.index = team.mailbox.worker();
         self.directory = Arc::clone(&team.directory);
+        self.by_address = Arc::clone(&team.by_address);
         self.team = Some(team);
     }
 

@@ -20,12 +20,13 @@ use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use ringwire_proto::yamux;
 
+use crate::addresses::AddressCounts;
 use crate::bridge::{Half, Undecided};
 use crate::budget::Budget;
 use crate::channel::Link;
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Completion, Driver, DriverError, Gather, Nanos, SocketKey};
-use crate::half_open::{AddressCounts, HalfOpenTable};
+use crate::half_open::HalfOpenTable;
 use crate::lane::Lane;
 use crate::limits;
 use crate::mail::{ORDERS_MAX, Order};
@@ -135,8 +136,8 @@ pub struct Worker<D> {
     pub(crate) connections: usize,
     /// Connections in their handshake.
     pub(crate) half_open: HalfOpenTable,
-    /// Sessions by address, while there is a limit.
-    pub(crate) by_address: AddressCounts,
+    /// Clients of all workers by address, while there is a limit.
+    pub(crate) by_address: Arc<AddressCounts>,
     pub(crate) warnings: Warnings,
     /// Connections whose message 3 is with the lane.
     pub(crate) proving: usize,
@@ -214,7 +215,7 @@ impl<D: Driver> Worker<D> {
             budget: Budget::new(memory_len),
             connections: 0,
             half_open: HalfOpenTable::default(),
-            by_address: AddressCounts::default(),
+            by_address: Arc::default(),
             warnings: Warnings::default(),
             proving: 0,
             undecided: Vec::new(),
@@ -389,7 +390,8 @@ impl<D: Driver> Worker<D> {
         self.drain_until.is_some()
     }
 
-    /// Accepts nothing new from here on, closes sessions as they become idle, and ends with the last of them or at `until`.
+    /// Accepts nothing new from here on, closes sessions as they become idle, and ends with the last of them, those of all
+    /// workers included, or at `until`.
     /// The listeners are shut down by whoever orders this.
     pub(crate) fn drain(&mut self, until: Nanos) {
         tracing::info!(sessions = self.sessions.len(), "draining");
@@ -406,7 +408,8 @@ impl<D: Driver> Worker<D> {
             self.close_session(key, CloseReason::Stopping);
         }
         let now = self.driver.now();
-        if self.sessions.is_empty() || now >= until {
+        let is_over = self.sessions.is_empty() && self.team.as_mut().is_none_or(Team::drained);
+        if is_over || now >= until {
             self.stopping = true;
         } else {
             self.wheel.schedule(until.min(now + limits::DRAIN_SWEEP_NS), Timer::Drain);

@@ -37,9 +37,13 @@ const MEMORY_LEN: usize = 64 << 20;
 fn a_key_that_comes_to_the_other_worker_displaces_its_session() {
     let stage = Stage::start(current());
     let secret = SecretKey::generate(&mut OsEntropy);
+    // A client is done before the server is, and sessions of one key stand in the order in which they were filed.
+    let filed = |count| wait_until(|| stage.sum(Counter::SessionsOpened) == count);
     let mut former = stage.connect(&secret, 0);
+    filed(1);
     for round in 1..20 {
         let next = stage.connect(&secret, round % 2);
+        filed(round as u64 + 1);
         wait_until(|| {
             former.pump();
             former.closed

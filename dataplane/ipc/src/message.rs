@@ -104,7 +104,7 @@ pub enum Setting {
     Hybrid(HybridPolicy),
     /// How long a worker may wait for more completions, in microseconds; 0: never.
     CompanyUsMax(u32),
-    /// Buffer memory that queues may hold and promise, in bytes.
+    /// Buffer memory that the queues of all workers together may hold and promise, in bytes.
     BudgetLen(u64),
 }
 

@@ -221,7 +221,7 @@ impl<D: Driver> Worker<D> {
     fn open_session(&mut self, key: Key, outcome: Outcome) {
         let now = self.driver.now();
         let peer: PublicKey = outcome.remote;
-        if self.is_address_full(key, &peer) {
+        if !self.admit_address(key, peer) {
             self.counters.count(Counter::RefusedAddressLimit);
             if let Some(suppressed) = self.warnings.admit(warn::Kind::AddressLimit, now) {
                 let address = self.sessions.find(key).map(|session| session.peer_address);
@@ -255,9 +255,6 @@ impl<D: Driver> Worker<D> {
         if let Phase::Handshake(half_open) = former_phase {
             self.half_open.remove(half_open.place);
         }
-        if self.settings.sessions_per_address.is_some() {
-            self.by_address.add(Prefix::from(session.peer_address.ip()));
-        }
         if let Some(suppressed) = self.warnings.admit(warn::Kind::SessionOpened, now) {
             tracing::info!(%peer, hybrid = outcome.hybrid, suppressed, "session opened");
         }
@@ -271,14 +268,11 @@ impl<D: Driver> Worker<D> {
         self.tell_opened(key);
     }
 
-    /// Whether the address of a connection has as many sessions as it may. A session that this one replaces does not count:
-    /// whoever reconnects must not be locked out by what is left of it.
-    fn is_address_full(&self, key: Key, peer: &PublicKey) -> bool {
-        let Some(limit) = self.settings.sessions_per_address else { return false };
-        let prefix_of = |key| Some(Prefix::from(self.sessions.find(key)?.peer_address.ip()));
-        let Some(prefix) = prefix_of(key) else { return false };
-        let former = self.session_by_key(peer).and_then(prefix_of);
-        self.by_address.count(prefix) - u32::from(former == Some(prefix)) >= limit
+    /// Counts a session at its address, if there is a limit and room below it.
+    fn admit_address(&self, key: Key, peer: PublicKey) -> bool {
+        let Some(limit) = self.settings.sessions_per_address else { return true };
+        let Some(session) = self.sessions.find(key) else { return true };
+        self.by_address.admit(Prefix::from(session.peer_address.ip()), peer, limit)
     }
 }
 

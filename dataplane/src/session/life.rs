@@ -174,7 +174,7 @@ impl<D: Driver> Worker<D> {
             Phase::Open(open) => {
                 self.counters.count(Counter::SessionsClosed);
                 if self.settings.sessions_per_address.is_some() {
-                    self.by_address.remove(Prefix::from(session.peer_address.ip()));
+                    self.by_address.leave(Prefix::from(session.peer_address.ip()), &open.peer);
                 }
                 if let Some(suppressed) = self.warnings.admit(warn::Kind::SessionClosed, self.driver.now()) {
                     tracing::info!(peer = %open.peer, ?reason, suppressed, "session closed");
