@@ -8,6 +8,7 @@ mod fuzz;
 mod sim;
 mod steps;
 mod test;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -2,7 +2,8 @@
 //!
 //! In: program arguments. Out: success, or an error that names the command to repeat. Used by every command.
 
-use anyhow::{Context, Result, bail};
+use crate::watch;
+use anyhow::{Context, Result, anyhow, bail};
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::process::Command;
@@ -40,6 +41,7 @@ pub(crate) fn run(words: &str, command: &mut Command) -> Result<()> {
 }
 
 /// One named step of a longer task.
+#[derive(Clone)]
 pub(crate) struct Step {
     /// Short name for the table.
     pub(crate) name: &'static str,
@@ -49,22 +51,38 @@ pub(crate) struct Step {
     pub(crate) environment: Vec<(&'static str, &'static str)>,
 }
 
-/// Runs the steps in order with `environment` added, stops at the first failure, and prints the time of each in both cases.
+impl Step {
+    fn runs_tests(&self) -> bool {
+        self.arguments.first() == Some(&"test")
+    }
+}
+
+/// Runs the steps in order with `environment` added, and prints the time of each and every test that failed.
+///
+/// A step that fails is the last one, unless it ran tests: those that follow may say more.
 pub(crate) fn run_all(steps: &[Step], environment: &[(&str, &OsStr)]) -> Result<()> {
     let began = Instant::now();
     let mut table = Vec::with_capacity(steps.len());
-    let mut failure = None;
+    let (mut failure, mut failed_tests) = (None, Vec::new());
     for step in steps {
         let words = format!("cargo {}", step.arguments.join(" "));
         eprintln!("==> {}: {words}", step.name);
         let step_began = Instant::now();
         let mut command = cargo_command(&step.arguments)?;
         command.envs(step.environment.iter().copied()).envs(environment.iter().copied());
-        let result = run(&words, &mut command);
+        let result = if step.runs_tests() {
+            let outcome = watch::run(&mut command)?;
+            failed_tests.extend(outcome.failed);
+            if outcome.passed { Ok(()) } else { Err(anyhow!("`{words}` failed")) }
+        } else {
+            run(&words, &mut command)
+        };
         table.push((step.name, if result.is_ok() { "ok" } else { "FAILED" }, step_began.elapsed()));
         if let Err(error) = result {
-            failure = Some((step.name, error));
-            break;
+            failure = failure.or(Some((step.name, error)));
+            if !step.runs_tests() {
+                break;
+            }
         }
     }
     for step in &steps[table.len()..] {
@@ -72,7 +90,10 @@ pub(crate) fn run_all(steps: &[Step], environment: &[(&str, &OsStr)]) -> Result<
     }
     println!();
     for (name, outcome, time) in &table {
-        println!("{name:<12} {outcome:<8} {:>8.1} s", time.as_secs_f64());
+        println!("{name:<20} {outcome:<8} {:>8.1} s", time.as_secs_f64());
+    }
+    for test in &failed_tests {
+        println!("FAILED: {test}");
     }
     let total = began.elapsed().as_secs_f64();
     match failure {
@@ -95,6 +116,21 @@ mod tests {
     fn workspace_root_holds_the_version_table() {
         let manifest = std::fs::read_to_string(workspace_root().unwrap().join("Cargo.toml")).unwrap();
         assert!(manifest.contains("[workspace.dependencies]"));
+    }
+
+    #[test]
+    fn failing_tests_stop_nothing_and_fail_the_list() {
+        let step = |name, arguments: &[&'static str]| Step {
+            name,
+            arguments: arguments.to_vec(),
+            environment: vec![("CARGO_TERM_QUIET", "true")],
+        };
+        let steps = [step("tests", &["test", "--no-such-option"]), step("next", &["no-such-command"])];
+        let error = run_all(&steps[..1], &[]).unwrap_err();
+        assert!(error.to_string().contains("cargo test --no-such-option"), "{error}");
+        let error = run_all(&[&steps[..], &[]].concat(), &[]).unwrap_err();
+        assert!(error.to_string().contains("cargo test --no-such-option"), "the first is named: {error}");
+        run_all(&[step("version", &["--version"])], &[]).unwrap();
     }
 
     #[test]
