@@ -109,6 +109,8 @@ counters! {
     ForwardsClosed => "forwards_closed_total",
     /// A bridge started: request and response are verified and passed on.
     BridgesOpened => "bridges_opened_total",
+    /// Of the bridges opened: the two ends are with different workers.
+    BridgesCrossing => "bridges_crossing_total",
     /// A bridge ended.
     BridgesClosed => "bridges_closed_total",
     /// A liveness ping on a stream was answered.
@@ -143,6 +145,8 @@ counters! {
     RefusedDraining => "refused_draining_total",
     /// A stream was refused: the destination cannot take another stream now.
     RefusedOpen => "refused_open_total",
+    /// A stream was refused: its destination is with another worker, whose mailbox was full.
+    RefusedMailbox => "refused_mailbox_total",
     /// A stream was refused: the destination's response was missing, invalid or a refusal.
     RefusedResponse => "refused_response_total",
     /// A stream was closed because its request or response did not come in time.
@@ -187,8 +191,10 @@ counters! {
     WorkersWoken => "workers_woken_total",
     /// Something for another worker found its mailbox full and waited.
     LettersWaited => "letters_waited_total",
-    /// Another worker spoke of a session that was gone.
+    /// Another worker spoke of a session or a stream that was gone.
     LettersStale => "letters_stale_total",
+    /// Payload bytes lent to another worker, which sends them.
+    BytesLent => "lent_bytes_total",
     /// Turns of the worker.
     Turns => "turns_total",
     /// Turns that took as many completions as they may.

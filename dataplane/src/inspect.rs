@@ -14,7 +14,7 @@ pub struct Inspection {
     pub sessions_half_open: usize,
     /// Keys in the directory.
     pub directory: usize,
-    /// Halves of bridges, in whatever state.
+    /// Halves of bridges, in whatever state; those that stand for one of another worker included.
     pub halves: usize,
     /// Streams of all multiplexers.
     pub streams: usize,
@@ -30,6 +30,8 @@ pub struct Inspection {
     pub pool_free_pages: usize,
     /// Pages lent for receiving.
     pub pool_kernel_pages: usize,
+    /// Spans that other workers have, and theirs that this one has or has not sent home yet.
+    pub loans: (usize, usize),
 }
 
 impl<D: Driver> Worker<D> {
@@ -46,6 +48,7 @@ impl<D: Driver> Worker<D> {
             }
         }
         let pool = self.driver.pool();
+        let loans = (pool.lent_out(), pool.borrowed() + pool.homeward().len());
         Inspection {
             sessions: self.sessions.len(),
             sessions_half_open,
@@ -58,6 +61,7 @@ impl<D: Driver> Worker<D> {
             promised_len: self.budget.promised(),
             pool_free_pages: pool.free_pages(),
             pool_kernel_pages: pool.kernel_pages(),
+            loans,
         }
     }
 }

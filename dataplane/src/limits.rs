@@ -183,6 +183,13 @@ pub const RESYNC_RETRY_NS: u64 = 100_000_000;
 /// How often a draining worker closes sessions that have become idle, in nanoseconds.
 pub const DRAIN_SWEEP_NS: u64 = 50_000_000;
 
+/// A worker of several that ends gives back what it borrowed and tells the others; when that took so long, in nanoseconds, it ends
+/// all the same.
+pub const LEAVE_TIMEOUT_NS: u64 = 2 * SECOND_NS;
+
+/// How often it looks whether it may, in nanoseconds.
+pub const LEAVE_POLL_NS: u64 = 5_000_000;
+
 /// A second, in nanoseconds.
 pub const SECOND_NS: u64 = 1_000_000_000;
 

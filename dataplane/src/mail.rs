@@ -167,13 +167,16 @@ impl<D: Driver> Worker<D> {
 
     /// The bridge whose source's half this is; `None` for any other half.
     pub(crate) fn bridge_report(&self, key: Key, half: &Half) -> Option<BridgeReport> {
-        if half.state != State::Bridged || half.is_forward {
+        if half.state != State::Bridged || half.is_forward || half.stand_in.is_some() {
             return None;
         }
-        let peer = |key: Key| Some(self.sessions.find(key)?.open()?.peer);
+        let peer = |half: &Half| match &half.stand_in {
+            Some(stand_in) => Some(stand_in.peer),
+            None => Some(self.sessions.find(half.session)?.open()?.peer),
+        };
         Some(BridgeReport {
-            source: peer(half.session)?,
-            destination: peer(self.halves.find(half.partner)?.session)?,
+            source: peer(half)?,
+            destination: peer(self.halves.find(half.partner)?)?,
             forth: self.direction(key, half.partner)?,
             back: self.direction(half.partner, key)?,
             since: half.bridged_since,
@@ -183,16 +186,19 @@ impl<D: Driver> Worker<D> {
     fn direction(&self, from: Key, to: Key) -> Option<DirectionReport> {
         let (sender, receiver) = (self.halves.find(from)?, self.halves.find(to)?);
         let now = self.driver.now();
-        let blocked_ns =
+        let mut blocked_ns =
             receiver.blocked_ns + receiver.blocked_since.map_or(0, |since| now.saturating_sub(since));
+        let (mut queued, mut window) = (receiver.queue.len(), sender.promised);
+        // Of a half elsewhere: as its worker said last.
+        if let Some(stand_in) = &receiver.stand_in {
+            blocked_ns += stand_in.blocked_ns;
+            queued += stand_in.backlog;
+        }
+        if let Some(stand_in) = &sender.stand_in {
+            window = stand_in.window;
+        }
         let lifetime = now.saturating_sub(receiver.bridged_since).max(1);
         let limited_by = if blocked_ns * 2 >= lifetime { Limit::ReceiverWindow } else { Limit::Sender };
-        Some(DirectionReport {
-            bytes: sender.bridged,
-            queued: receiver.queue.len(),
-            window: sender.promised,
-            blocked_ns,
-            limited_by,
-        })
+        Some(DirectionReport { bytes: sender.bridged, queued, window, blocked_ns, limited_by })
     }
 }

@@ -1,9 +1,9 @@
-//! Ten deliberate bugs for the simulator to catch: proof that its oracle sees. Compiled in with the feature `planted` only;
+//! Deliberate bugs for the simulator to catch: proof that its oracle sees. Compiled in with the feature `planted` only;
 //! without it every question is answered "no" at compile time.
 //!
 //! Chosen per thread, so that tests on several threads do not disturb each other.
 
-/// One of the ten.
+/// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
     /// A blocked stream sends one byte more than its credit.
@@ -26,10 +26,14 @@ pub enum Bug {
     StarvationOfOneStream,
     /// A header is written in place in front of its payload, over the bytes of a neighbour.
     HeaderOverNeighbour,
+    /// A loan goes home as soon as it is queued.
+    LoanReturnedEarly,
+    /// The letter that says FIN overtakes those with the payload before it.
+    FinishBeforeLetters,
 }
 
 impl Bug {
-    /// All of them.
+    /// Those that one worker alone shows.
     pub const ALL: [Self; 10] = [
         Self::CreditOffByOne,
         Self::FinishBeforeData,

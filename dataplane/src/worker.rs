@@ -25,7 +25,7 @@ use crate::bridge::{Half, Undecided};
 use crate::budget::Budget;
 use crate::channel::Link;
 use crate::counters::{Counter, CounterBlock};
-use crate::driver::{Batch, Completion, Driver, DriverError, Gather, Nanos, SocketKey};
+use crate::driver::{Batch, Completion, Driver, DriverError, Gather, Nanos, SocketKey, Wait};
 use crate::half_open::HalfOpenTable;
 use crate::lane::Lane;
 use crate::limits;
@@ -249,17 +249,29 @@ impl<D: Driver> Worker<D> {
             self.turn(&mut batch)?;
         }
         self.close_all();
-        Ok(())
+        self.leave_team(&mut batch)
     }
 
     /// One turn. See the module's head.
     pub fn turn(&mut self, batch: &mut Batch) -> Result<(), DriverError> {
+        let wait = self.begin_turn();
+        self.driver.turn(wait, batch)?;
+        self.finish_turn(batch);
+        Ok(())
+    }
+
+    /// What of a turn comes before the wait: how long that is. For those who do the waiting themselves.
+    pub fn begin_turn(&mut self) -> Wait {
         let next = [self.wheel.next(), self.lane.due()].into_iter().flatten().min();
         let mut wait = self.wait.choose(self.driver.now(), next);
         self.before_wait(&mut wait);
         self.announce_sleep(&mut wait);
         self.counters.add(Counter::CompanyWaits, u64::from(wait.company_us > 0));
-        self.driver.turn(wait, batch)?;
+        wait
+    }
+
+    /// What of a turn comes behind the wait, with what that brought.
+    pub fn finish_turn(&mut self, batch: &mut Batch) {
         self.after_wait();
         self.withdraw_sleep();
         self.counters.count(Counter::Turns);
@@ -276,16 +288,16 @@ impl<D: Driver> Worker<D> {
         let interactive = std::mem::take(&mut self.interactive);
         self.wait.observe(self.driver.now(), received_len, receives, interactive);
         self.expire();
+        self.read_letters();
         self.rearm_starved();
         self.read_mail();
-        self.read_letters();
         self.read_commands();
         self.relieve_memory();
         self.forward();
+        self.write_letters();
         self.pack_touched();
         self.ring_control();
         self.wake_team();
-        Ok(())
     }
 
     pub(crate) fn handle(&mut self, batch: &mut Batch) {
@@ -416,7 +428,13 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn close_all(&mut self) {
+    /// Whether it was told to stop, and turns no more.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Closes every session and half-open connection.
+    pub fn close_all(&mut self) {
         let keys: Vec<Key> = self.sessions.keys().collect();
         for key in keys {
             self.close_session(key, CloseReason::Stopping);

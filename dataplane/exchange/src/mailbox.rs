@@ -135,6 +135,14 @@ impl<const SLOTS: usize, const WORDS: usize> Mailbox<SLOTS, WORDS> {
         self.peer_mut(to).room()
     }
 
+    /// Says that there is something for `to` that needs room, as a [`send`](Self::send) that finds none does.
+    ///
+    /// # Panics
+    /// There is no worker `to`, or it is this one.
+    pub fn await_room(&mut self, to: WorkerIndex) {
+        self.peer_mut(to).park(true);
+    }
+
     /// Takes the next record and says whose it is. The senders have turns of at most `SLOTS` records.
     pub fn receive(&mut self) -> Option<(WorkerIndex, [u64; WORDS])> {
         for _ in 0..=self.peers.len() {

@@ -4,7 +4,7 @@ use ringwire_proto::yamux::INITIAL_WINDOW;
 
 use super::{Half, State};
 use crate::counters::Counter;
-use crate::driver::Driver;
+use crate::driver::{Driver, Nanos};
 use crate::limits;
 use crate::session::Session;
 use crate::slab::Key;
@@ -52,6 +52,16 @@ impl<D: Driver> Worker<D> {
         half.own_len -= own;
         let len = len - own as u32;
         let (source_key, backlog) = (half.partner, half.queue.len());
+        let Some(source) = self.halves.find_mut(source_key) else { return };
+        if let Some(stand_in) = &mut source.stand_in {
+            stand_in.delivered += len as usize;
+            return self.list_stand_in(source_key);
+        }
+        self.credit_source(source_key, len, backlog);
+    }
+
+    /// `len` bytes of `source_key`'s peer are delivered, and `backlog` bytes still wait.
+    pub(crate) fn credit_source(&mut self, source_key: Key, len: u32, backlog: usize) {
         let Some(source) = self.halves.find_mut(source_key) else { return };
         source.window_len += len as usize;
         let (session, stream) = (source.session, source.stream);
@@ -104,26 +114,38 @@ impl<D: Driver> Worker<D> {
         self.mark(session);
     }
 
+    /// Bytes of pages that are held, less what others have of them and were just told to drop.
+    fn held_len(&mut self) -> usize {
+        let now = self.driver.now();
+        let recalled = self.team.as_mut().map_or(0, |team| team.recalled_len(now));
+        self.driver.pool().held_len().saturating_sub(recalled)
+    }
+
     /// The budget is used up: the backlogs that have waited longest for their peers go, a few a turn, until it is not. Waiting
     /// is for credit of the peer, or for its connection to take a send.
     pub(crate) fn relieve_memory(&mut self) {
-        if !self.budget.is_exhausted(self.driver.pool().held_len()) {
+        let held = self.held_len();
+        if !self.budget.is_exhausted(held) {
             return;
         }
         let mut waiting: Vec<(u64, Key, Key)> = self
             .halves
             .iter()
-            .filter(|(_, half)| !half.queue.is_empty() || !half.early.is_empty())
+            .filter(|(_, half)| {
+                !half.queue.is_empty() || !half.early.is_empty() || lent_since(half).is_some()
+            })
             .map(|(key, half)| {
                 let sending = self.sessions.find(half.session).filter(|session| session.sending);
                 let since = half.blocked_since.or(sending.map(|session| session.sending_since));
+                let since = since.or(lent_since(half));
                 (since.unwrap_or(u64::MAX), key, half.partner)
             })
             .collect();
         waiting.sort_unstable_by_key(|&(since, key, _)| (since, key.index));
         let mut resets = 0;
         for (_, key, partner) in waiting.into_iter().take(limits::RESETS_PER_TURN_MAX) {
-            if !self.budget.is_exhausted(self.driver.pool().held_len()) {
+            let held = self.held_len();
+            if !self.budget.is_exhausted(held) {
                 break;
             }
             resets += 1;
@@ -140,6 +162,12 @@ impl<D: Driver> Worker<D> {
             "buffer memory is used up: the longest-stalled streams are reset (raise the budget, or allow fewer streams)"
         );
     }
+}
+
+/// Since when another worker has bytes for which a stand-in stands.
+fn lent_since(half: &Half) -> Option<Nanos> {
+    let stand_in = half.stand_in.as_ref().filter(|stand_in| stand_in.lent_len > 0)?;
+    Some(stand_in.lent_since)
 }
 
 /// Takes extra credit back while the destination does not keep up: what its source is owed is kept, as far as it exceeds the

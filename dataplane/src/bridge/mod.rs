@@ -17,6 +17,7 @@ use ringwire_proto::identity::PublicKey;
 use crate::driver::Nanos;
 use crate::queue::Queue;
 use crate::slab::Key;
+use crate::team::StandIn;
 
 /// One stream of one session. Plain data.
 #[derive(Debug)]
@@ -25,8 +26,12 @@ pub(crate) struct Half {
     pub(crate) session: Key,
     /// Its id there.
     pub(crate) stream: u32,
-    /// The other half; `Key::NONE` while there is none.
+    /// The other half; `Key::NONE` while there is none. That of a stand-in is whose partner it is.
     pub(crate) partner: Key,
+    /// It is no stream of this worker: it stands for one of another worker.
+    pub(crate) stand_in: Option<Box<StandIn>>,
+    /// Its partner is, or was, a stand-in.
+    pub(crate) crosses: bool,
     pub(crate) state: State,
     /// Bytes for this half's peer.
     pub(crate) queue: Queue,
@@ -114,6 +119,8 @@ impl Half {
             session,
             stream,
             partner: Key::NONE,
+            stand_in: None,
+            crosses: false,
             state,
             queue: Queue::default(),
             own_len: 0,
@@ -140,5 +147,19 @@ impl Half {
             deadline: Nanos::MAX,
             timer_at: Nanos::MAX,
         }
+    }
+
+    /// What `owner` has for a partner when that is of another worker.
+    pub(crate) fn stand_in(owner: Key, state: State, is_forward: bool, stand_in: StandIn) -> Self {
+        Self {
+            partner: owner,
+            stand_in: Some(Box::new(stand_in)),
+            ..Self::new(Key::NONE, 0, state, is_forward)
+        }
+    }
+
+    /// Whether the bridge it is part of is counted here: one that crosses, where its source is.
+    pub(crate) fn counts_bridge(&self) -> bool {
+        self.stand_in.is_none() && !(self.crosses && self.is_forward)
     }
 }

@@ -186,7 +186,12 @@ impl<D: Driver> Worker<D> {
 
     /// A dial to somebody who is not here while proofs of identity are with the lane: that of the destination may be among
     /// them, sent before the dial was. The dial waits for a few of them. False: it waited already, or too many do.
-    fn wait_for_proofs(&mut self, half_key: Key, destination: PublicKey, signed: Arc<[u8]>) -> bool {
+    pub(crate) fn wait_for_proofs(
+        &mut self,
+        half_key: Key,
+        destination: PublicKey,
+        signed: Arc<[u8]>,
+    ) -> bool {
         if self.proving == 0 || self.undecided.len() >= limits::UNDECIDED_DIALS_MAX {
             return false;
         }
@@ -203,7 +208,7 @@ impl<D: Driver> Worker<D> {
         let mut undecided = std::mem::take(&mut self.undecided);
         undecided.retain_mut(|dial| {
             dial.proofs_left -= 1;
-            if dial.proofs_left > 0 && self.session_by_key(&dial.destination).is_none() {
+            if dial.proofs_left > 0 && self.directory.find(&dial.destination).is_none() {
                 return true;
             }
             decided.push((dial.half, dial.destination));
@@ -219,50 +224,79 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn forward_request(&mut self, half_key: Key, destination: Option<PublicKey>, signed: &Arc<[u8]>) {
+    pub(crate) fn forward_request(
+        &mut self,
+        half_key: Key,
+        destination: Option<PublicKey>,
+        signed: &Arc<[u8]>,
+    ) {
         let Some(destination) = destination else {
             return self.refuse_request(half_key, Counter::RefusedDestination);
         };
-        if self.session_by_key(&destination).is_some()
+        if self.directory.find(&destination).is_some()
             || !self.wait_for_proofs(half_key, destination, Arc::clone(signed))
         {
             self.forward_to(half_key, destination, signed);
         }
     }
 
-    fn forward_to(&mut self, half_key: Key, destination: PublicKey, signed: &[u8]) {
-        let now = self.driver.now();
-        let Some(session) = self.session_by_key(&destination) else {
+    /// Passes a request on to its destination's session, on whichever worker that is.
+    pub(crate) fn forward_to(&mut self, half_key: Key, destination: PublicKey, signed: &Arc<[u8]>) {
+        let Some(place) = self.directory.find(&destination) else {
             return self.refuse_request(half_key, Counter::RefusedDestination);
         };
+        if place.worker != self.index {
+            return self.dial_elsewhere(half_key, place, destination, signed);
+        }
+        let session = Key::from_number(place.session);
+        let source_session = self.halves.find(half_key).map_or(Key::NONE, |half| half.session);
+        match self.open_forward(half_key, source_session, session, destination, signed) {
+            Ok(forward_key) => {
+                if let Some(half) = self.halves.find_mut(half_key) {
+                    half.partner = forward_key;
+                    half.source = session;
+                    half.state = State::Waiting;
+                    half.deadline = u64::MAX;
+                }
+            }
+            Err(Some(counter)) => self.refuse_request(half_key, counter),
+            Err(None) => self.end_half(half_key),
+        }
+    }
+
+    /// Opens a stream towards a destination for the half `source` (whose session `source_session` is, for turns) and passes
+    /// the request on. An error is what counts it, unless it was counted.
+    pub(crate) fn open_forward(
+        &mut self,
+        source: Key,
+        source_session: Key,
+        session: Key,
+        destination: PublicKey,
+        signed: &[u8],
+    ) -> Result<Key, Option<Counter>> {
+        let now = self.driver.now();
         let forward_key = self.halves.insert(Half::new(session, 0, State::Response, true));
         if !self.promise_window(forward_key) {
             self.halves.remove(forward_key);
-            return self.end_half(half_key);
+            return Err(None);
         }
         let Some(stream) = self.open_stream(session, forward_key) else {
             self.release_promise(forward_key);
             self.halves.remove(forward_key);
-            return self.refuse_request(half_key, Counter::RefusedOpen);
+            return Err(Some(Counter::RefusedOpen));
         };
         self.counters.count(Counter::ForwardsOpened);
-        let source_session = self.halves.find(half_key).map_or(Key::NONE, |half| half.session);
         if let Some(forward) = self.halves.find_mut(forward_key) {
             forward.stream = stream;
-            forward.partner = half_key;
+            forward.partner = source;
             forward.source = source_session;
             forward.expected =
                 Some(Box::new(Expected { request_hash: object::object_hash(signed), destination }));
         }
-        if let Some(half) = self.halves.find_mut(half_key) {
-            half.partner = forward_key;
-            half.source = session;
-            half.state = State::Waiting;
-            half.deadline = u64::MAX;
-        }
         self.queue_object(forward_key, signed);
         self.set_deadline(forward_key, now + limits::FORWARD_TIMEOUT_NS);
         self.arm_session_timer(session);
+        Ok(forward_key)
     }
 
     /// The lane has judged a response.
@@ -275,14 +309,24 @@ impl<D: Driver> Worker<D> {
             self.note_fault(forward_key, &fault.into());
             return self.refuse_response(forward_key);
         }
-        if self.halves.find(source_key).is_none() {
-            return self.end_half(forward_key);
+        self.join_halves(source_key, forward_key, &signed);
+    }
+
+    /// The response is good: it goes to the source, and the two halves are a bridge from here on. One of them may be a
+    /// stand-in.
+    pub(crate) fn join_halves(&mut self, source_key: Key, forward_key: Key, signed: &Arc<[u8]>) {
+        let Some(source) = self.halves.find_mut(source_key) else { return self.end_half(forward_key) };
+        if let Some(stand_in) = &mut source.stand_in {
+            stand_in.answer = Some(Arc::clone(signed));
+        } else {
+            self.queue_object(source_key, signed);
+            if self.halves.find(source_key).is_none() {
+                return self.end_half(forward_key);
+            }
+            self.counters.count(Counter::BridgesOpened);
+            let crosses = self.halves.find(forward_key).is_some_and(|half| half.stand_in.is_some());
+            self.counters.add(Counter::BridgesCrossing, u64::from(crosses));
         }
-        self.queue_object(source_key, &signed);
-        if self.halves.find(source_key).is_none() {
-            return self.end_half(forward_key);
-        }
-        self.counters.count(Counter::BridgesOpened);
         let now = self.driver.now();
         let deadline = now + limits::BRIDGE_IDLE_TIMEOUT_NS;
         for key in [source_key, forward_key] {
@@ -293,7 +337,9 @@ impl<D: Driver> Worker<D> {
                 half.bridged_since = now;
             }
         }
-        self.set_deadline(source_key, deadline);
+        if self.halves.find(source_key).is_some_and(|source| source.stand_in.is_none()) {
+            self.set_deadline(source_key, deadline);
+        }
         // What came behind the objects is the next layer's already (dmsg-wire 7).
         self.pass_early(source_key);
         self.pass_early(forward_key);
@@ -314,7 +360,7 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Closes the source's stream; nothing was opened at a destination yet.
-    pub(super) fn refuse_request(&mut self, half_key: Key, counter: Counter) {
+    pub(crate) fn refuse_request(&mut self, half_key: Key, counter: Counter) {
         self.counters.count(counter);
         self.end_half(half_key);
     }

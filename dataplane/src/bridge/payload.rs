@@ -64,7 +64,7 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Queues received payload for a half's peer: in place when it is worth a page, else as a packed copy.
-    fn queue_span(&mut self, half_key: Key, span: Span) {
+    pub(crate) fn queue_span(&mut self, half_key: Key, span: Span) {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         let pool = self.driver.pool();
         let mut rest = span;
@@ -135,6 +135,9 @@ impl<D: Driver> Worker<D> {
     /// Puts a half with something to send into the list of its session that fits.
     pub(crate) fn list_half(&mut self, half_key: Key) {
         let Some(half) = self.halves.find_mut(half_key) else { return };
+        if half.stand_in.is_some() {
+            return self.list_stand_in(half_key);
+        }
         if half.listed == Listed::No && (!half.queue.is_empty() || half.finish) {
             let Some(open) = self.sessions.find_mut(half.session).and_then(Session::open_mut) else { return };
             if half.queue.len() <= limits::URGENT_QUEUE_LEN_MAX {
@@ -156,20 +159,13 @@ impl<D: Driver> Worker<D> {
         match half.state {
             State::Bridged => {
                 let partner = half.partner;
-                half.state = State::Ending;
                 half.deadline = Nanos::MAX;
-                self.counters.count(Counter::BridgesClosed);
+                self.leave_bridge(half_key);
                 // Neither side's credit will be used for much any more: other streams may have the room.
                 self.release_promise(half_key);
                 self.release_promise(partner);
-                if let Some(partner_half) = self.halves.find_mut(partner) {
-                    partner_half.finish = true;
-                    partner_half.state = State::Ending;
-                    partner_half.deadline = Nanos::MAX;
-                    partner_half.delivers = true;
-                    let deadline = self.driver.now() + limits::DELIVERY_STALL_TIMEOUT_NS;
-                    self.set_deadline(partner, deadline);
-                    self.list_half(partner);
+                if self.halves.find(partner).is_some() {
+                    self.finish_half(partner);
                 } else {
                     self.end_half(half_key);
                 }
@@ -192,21 +188,58 @@ impl<D: Driver> Worker<D> {
         }
     }
 
+    /// A half that carries payload does so no more: the bridge has ended, as far as new payload goes.
+    pub(crate) fn leave_bridge(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key).filter(|half| half.state == State::Bridged) else {
+            return;
+        };
+        half.state = State::Ending;
+        let (partner, is_stand_in) = (half.partner, half.stand_in.is_some());
+        let mut counts = half.counts_bridge();
+        if let Some(partner) = self.halves.find_mut(partner) {
+            partner.state = State::Ending;
+            counts |= is_stand_in && partner.counts_bridge();
+        }
+        self.counters.add(Counter::BridgesClosed, u64::from(counts));
+    }
+
+    /// The partner's peer sent FIN: all of this half's queue is to be delivered, and then FIN.
+    pub(crate) fn finish_half(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        half.finish = true;
+        half.state = State::Ending;
+        half.deadline = Nanos::MAX;
+        half.delivers = true;
+        if half.stand_in.is_some() {
+            return self.owe(half_key, |stand_in| stand_in.owes.finish = true);
+        }
+        let deadline = self.driver.now() + limits::DELIVERY_STALL_TIMEOUT_NS;
+        self.set_deadline(half_key, deadline);
+        self.list_half(half_key);
+    }
+
+    /// Everything that this half's peer had finished is delivered: now its own direction ends too.
+    pub(crate) fn finish_behind(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        if half.state != State::Ending || half.finish {
+            return;
+        }
+        half.finish = true;
+        if half.stand_in.is_some() {
+            return self.owe(half_key, |stand_in| stand_in.owes.finish_sent = true);
+        }
+        let deadline = self.driver.now() + limits::DRAIN_TIMEOUT_NS;
+        self.set_deadline(half_key, deadline);
+        self.list_half(half_key);
+    }
+
     /// A half's FIN was put into a send; `gone`: both directions have ended.
     pub(crate) fn half_sent_finish(&mut self, half_key: Key, gone: bool) {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         let partner = half.partner;
         half.deadline = Nanos::MAX;
         let now = self.driver.now();
-        if let Some(other) = self.halves.find_mut(partner)
-            && other.state == State::Ending
-            && !other.finish
-        {
-            // Everything its peer sent is delivered: now its own direction ends too.
-            other.finish = true;
-            self.set_deadline(partner, now + limits::DRAIN_TIMEOUT_NS);
-            self.list_half(partner);
-        }
+        self.finish_behind(partner);
         if gone {
             return self.remove_half(half_key);
         }
@@ -219,17 +252,13 @@ impl<D: Driver> Worker<D> {
 
     /// Ends a half: what is queued goes out, then FIN; what arrives is dropped.
     pub(crate) fn end_half(&mut self, half_key: Key) {
-        let Some(half) = self.halves.find_mut(half_key) else { return };
-        if half.state == State::Bridged {
-            self.counters.count(Counter::BridgesClosed);
-            let partner = half.partner;
-            if let Some(partner) = self.halves.find_mut(partner) {
-                partner.state = State::Ending;
-            }
-        }
+        self.leave_bridge(half_key);
         let Some(half) = self.halves.find_mut(half_key) else { return };
         half.state = State::Ending;
         half.finish = true;
+        if half.stand_in.is_some() {
+            return self.owe(half_key, |stand_in| stand_in.owes.end = true);
+        }
         let mut early = std::mem::take(&mut half.early);
         let dropped = early.clear(&mut self.nodes, self.driver.pool());
         let deadline = self.driver.now() + limits::DRAIN_TIMEOUT_NS;
@@ -289,6 +318,9 @@ impl<D: Driver> Worker<D> {
     /// Resets a stream from our side.
     pub(crate) fn reset_half(&mut self, half_key: Key) {
         let Some(half) = self.halves.find(half_key) else { return };
+        if half.stand_in.is_some() {
+            return self.reset_stand_in(half_key, false);
+        }
         let (session, stream) = (half.session, half.stream);
         if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
             open.mux.reset(stream);
@@ -300,6 +332,7 @@ impl<D: Driver> Worker<D> {
     /// Forgets a half whose stream is gone. A partner that still expects bytes of it ends.
     pub(crate) fn remove_half(&mut self, half_key: Key) {
         self.release_promise(half_key);
+        self.leave_bridge(half_key);
         let Some(mut half) = self.halves.remove(half_key) else { return };
         let pool = self.driver.pool();
         let dropped = half.queue.clear(&mut self.nodes, pool) + half.early.clear(&mut self.nodes, pool);
@@ -308,15 +341,16 @@ impl<D: Driver> Worker<D> {
         }
         self.counters.add(Counter::BytesDropped, dropped as u64);
         self.counters.count(if half.is_forward { Counter::ForwardsClosed } else { Counter::StreamsClosed });
-        if half.state == State::Bridged {
-            self.counters.count(Counter::BridgesClosed);
-            if let Some(partner) = self.halves.find_mut(half.partner) {
-                partner.state = State::Ending;
+        if half.crosses {
+            let partner = half.partner;
+            if let Some(stand_in) = self.halves.find_mut(partner).filter(|half| half.stand_in.is_some()) {
+                stand_in.partner = Key::NONE;
             }
+            self.owe(partner, |stand_in| stand_in.owes.gone = true);
         }
     }
 
-    fn has_sent_finish(&self, half_key: Key) -> bool {
+    pub(crate) fn has_sent_finish(&self, half_key: Key) -> bool {
         let Some(half) = self.halves.find(half_key) else { return false };
         let open = self.sessions.find(half.session).and_then(Session::open);
         open.is_some_and(|open| open.mux.has_finished(half.stream))
@@ -378,11 +412,19 @@ impl<D: Driver> Worker<D> {
                 let partner = half.partner;
                 self.reset_half(half_key);
                 // A partner whose FIN is out has everything, and a reset might cost it what it has not read.
-                if !self.has_sent_finish(partner) {
+                if self.halves.find(partner).is_some_and(|partner| partner.stand_in.is_some()) {
+                    self.reset_stand_in(partner, true);
+                } else if !self.has_sent_finish(partner) {
                     self.reset_half(partner);
                 }
             }
-            State::Waiting => {}
+            // Only where the destination is with another worker, which does not even answer.
+            State::Waiting => {
+                let partner = half.partner;
+                self.counters.count(Counter::StreamsTimedOut);
+                self.end_half(half_key);
+                self.end_half(partner);
+            }
         }
     }
 

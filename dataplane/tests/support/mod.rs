@@ -9,6 +9,7 @@ pub mod drivers;
 #[path = "../../sim/src/peer/mux.rs"]
 pub mod mux;
 pub mod proxy;
+pub mod stage;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

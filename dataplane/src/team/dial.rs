@@ -1,0 +1,101 @@
+//! Dials whose destination is with another worker: asked for there, and opened for others here.
+
+use std::sync::Arc;
+
+use ringwire_exchange::WorkerIndex;
+use ringwire_exchange::directory::Place;
+use ringwire_proto::identity::PublicKey;
+
+use super::letter::{Dial, Letter, Parcel};
+use super::{Dialling, StandIn};
+use crate::bridge::{Half, State};
+use crate::counters::Counter;
+use crate::driver::Driver;
+use crate::limits;
+use crate::session::Session;
+use crate::slab::Key;
+use crate::worker::Worker;
+
+impl<D: Driver> Worker<D> {
+    /// Passes a request on to the worker that has the destination's session. Its answer is one letter for sure: opened, or
+    /// refused.
+    pub(crate) fn dial_elsewhere(
+        &mut self,
+        half_key: Key,
+        place: Place,
+        destination: PublicKey,
+        signed: &Arc<[u8]>,
+    ) {
+        let now = self.driver.now();
+        let session = Key::from_number(place.session);
+        let Some(half) = self.halves.find(half_key) else { return };
+        let source_session = half.session;
+        let Some(source) = self.sessions.find(source_session).and_then(Session::open).map(|open| open.peer)
+        else {
+            return;
+        };
+        let stand_in = StandIn {
+            dialling: Some(Dialling { generation: place.generation, signed: Arc::clone(signed) }),
+            ..StandIn::new(place.worker, Key::NONE, destination)
+        };
+        let stand_in_key = self.halves.insert(Half::stand_in(half_key, State::Response, true, stand_in));
+        let dial = Dial {
+            half: half_key,
+            stand_in: stand_in_key,
+            source,
+            source_session,
+            destination,
+            session,
+            signed: Arc::clone(signed),
+        };
+        let parcel = Parcel::Dial(Box::new(dial));
+        let Some(team) = &mut self.team else { return };
+        if team.send_parcel(place.worker, Letter::Dial, parcel).is_err() {
+            self.halves.remove(stand_in_key);
+            return self.refuse_request(half_key, Counter::RefusedMailbox);
+        }
+        if let Some(half) = self.halves.find_mut(half_key) {
+            half.partner = stand_in_key;
+            half.crosses = true;
+            half.source = foreign_source(place.worker, session);
+            half.state = State::Waiting;
+        }
+        // The other worker has a clock for the response; this one is for the worker.
+        self.set_deadline(half_key, now + 2 * limits::FORWARD_TIMEOUT_NS);
+    }
+
+    /// Opens a stream for a request of another worker; none: refused, and counted.
+    pub(super) fn open_for(&mut self, from: WorkerIndex, dial: &Dial) -> Option<Key> {
+        if self.is_draining() {
+            self.counters.count(Counter::RefusedDraining);
+            return None;
+        }
+        let stand_in = StandIn::new(from, dial.half, dial.source);
+        let source = self.halves.insert(Half::stand_in(Key::NONE, State::Waiting, false, stand_in));
+        let fair = foreign_source(from, dial.source_session);
+        match self.open_forward(source, fair, dial.session, dial.destination, &dial.signed) {
+            Ok(forward_key) => {
+                if let Some(stand_in) = self.halves.find_mut(source) {
+                    stand_in.partner = forward_key;
+                }
+                if let Some(forward) = self.halves.find_mut(forward_key) {
+                    forward.crosses = true;
+                }
+                Some(forward_key)
+            }
+            Err(counter) => {
+                self.halves.remove(source);
+                if let Some(counter) = counter {
+                    self.counters.count(counter);
+                }
+                None
+            }
+        }
+    }
+}
+
+/// A session of another worker as the source of bytes: only told apart from others, never looked up.
+fn foreign_source(worker: WorkerIndex, session: Key) -> Key {
+    let index = session.index ^ (1 << 31 | u32::from(worker) << 20);
+    Key { index, generation: session.generation }
+}
