@@ -31,7 +31,7 @@ enum Command {
     ///
     /// RINGWIRE_DRIVER=poll in the environment measures our server on its poll driver.
     Relay(RelayArguments),
-    /// What sessions and streams cost our server: handshakes, opens, idle sessions.
+    /// What sessions and streams cost our server: handshakes, opens, idle sessions and streams.
     Sessions(sessions::Arguments),
     /// Instructions of the worker for each thing it does, counted by callgrind.
     Micro(micro::Arguments),

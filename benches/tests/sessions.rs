@@ -21,6 +21,14 @@ fn handshakes_and_opens_have_a_cost() {
 fn idle_sessions_have_a_size() {
     let found = found(Row::Idle);
     let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["vm_rss_mib", "bytes_per_session", "core_percent"]);
+    assert_eq!(names, ["vm_rss_mib", "bytes_per_session", "kernel_bytes_per_session", "core_percent"]);
     assert!(found[0].1 > 1.0, "{found:?}");
+}
+
+#[test]
+fn idle_streams_have_a_size() {
+    let found = found(Row::IdleStreams);
+    let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["p50_us", "p99_us", "vm_rss_mib", "bytes_per_stream"]);
+    assert!(found[2].1 > 1.0, "{found:?}");
 }

@@ -460,6 +460,13 @@ fn bench_measures_sessions_and_streams_too() {
     assert_eq!(opened(Counter::SessionsOpened) - before, 151);
     assert!(report["rss_bytes_per_session"].is_f64(), "{report}");
     assert!(report["server_rss_bytes"].as_u64().unwrap() > 0, "{report}");
+    assert!(report["kernel_bytes_per_session"].is_f64(), "{report}");
+
+    let before = opened(Counter::BridgesOpened);
+    let report = bench(&["--mode", "idle-streams", "--pairs", "2", "--streams", "30"]);
+    assert_eq!(opened(Counter::BridgesOpened) - before, 60);
+    assert_eq!(report["latency_us"]["count"], 60);
+    assert!(report["rss_bytes_per_stream"].is_f64(), "{report}");
 
     let table = place.output(&["bench", "bridge", "--mode", "opens", "--seconds", "0.3"]);
     assert!(text(&table.stdout).contains("opened streams") && table.status.success(), "{table:?}");
@@ -485,14 +492,26 @@ fn bench_takes_a_server_from_a_discovery() {
 
 #[test]
 fn a_server_that_dies_fails_every_mode() {
-    for mode in ["handshakes", "opens", "idle"] {
+    for mode in ["handshakes", "opens", "idle", "idle-streams"] {
         let place = Place::new();
-        let words = ["bench", "bridge", "--json", "--seconds", "20", "--sessions", "8", "--mode", mode];
+        let words = [
+            "bench",
+            "bridge",
+            "--json",
+            "--seconds",
+            "20",
+            "--sessions",
+            "8",
+            "--streams",
+            "3",
+            "--mode",
+            mode,
+        ];
         let mut bench = place.over(&words);
         let mut bench = bench.spawn().unwrap();
         let started = Instant::now();
         let under_way = || match mode {
-            "opens" => place.server.counters().value(Counter::BridgesOpened) > 2,
+            "opens" | "idle-streams" => place.server.counters().value(Counter::BridgesOpened) > 2,
             _ => place.server.counters().value(Counter::SessionsOpened) > 4,
         };
         while !under_way() {

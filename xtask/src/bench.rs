@@ -23,7 +23,7 @@ enum Measurement {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
     },
-    /// What sessions and streams cost our server: handshakes, opens, idle sessions.
+    /// What sessions and streams cost our server: handshakes, opens, idle sessions and streams.
     #[command(disable_help_flag = true)]
     Sessions {
         /// Passed on unchanged: --json, --rounds, --seconds, --idle-sessions, --idle-seconds, --only, --quick

@@ -1,7 +1,7 @@
 //! What sessions and streams cost our server by themselves: `cargo xtask bench sessions`.
 //!
 //! In: rounds and times. Out: processor time per handshake and per opened stream, memory and processor time of idle
-//! sessions, each beside its target. The server is the one of [`crate::relay::ringwire`], one worker on a core of its own,
+//! sessions, memory of idle streams, each beside its target. The server is the one of [`crate::relay::ringwire`], one worker on a core of its own,
 //! fresh for each row of each round; the clients are those of `ringwire bench bridge`, on the generator's core.
 
 mod report;
@@ -28,6 +28,9 @@ const CONCURRENT: usize = 16;
 const PAIRS: usize = 4;
 /// Descriptors of either process besides its connections.
 const DESCRIPTORS_SPARE: u64 = 128;
+/// Idle streams, and the pairs of sessions that they are spread over.
+const IDLE_STREAMS: usize = 10_000;
+const IDLE_STREAM_PAIRS: usize = 10;
 /// What a server may hold before its first idle session, and for each of them, in bytes.
 const IDLE_BASE: f64 = (16_u64 << 20) as f64;
 const IDLE_EACH: f64 = 4096.0;
@@ -55,7 +58,7 @@ pub struct Arguments {
     /// Only rows with this in their names; may be repeated
     #[arg(long)]
     only: Vec<String>,
-    /// 1 round of 0.3 s, 50 idle sessions for 1 s: shows that everything works, not how well
+    /// 1 round of 0.3 s, 50 idle sessions and 50 idle streams for 1 s: shows that everything works, not how well
     #[arg(long, conflicts_with_all = ["rounds", "seconds", "idle_sessions", "idle_seconds"])]
     quick: bool,
 }
@@ -71,7 +74,9 @@ pub struct Settings {
     pub window: Duration,
     /// Idle sessions.
     pub idle_sessions: usize,
-    /// How long they are held.
+    /// Idle streams.
+    pub idle_streams: usize,
+    /// How long idle sessions are held.
     pub idle_time: Duration,
 }
 
@@ -86,6 +91,8 @@ pub enum Row {
     Open,
     /// Sessions that do nothing.
     Idle,
+    /// Bridged streams that do nothing.
+    IdleStreams,
 }
 
 /// One metric of one round: its name and its value.
@@ -93,7 +100,8 @@ pub type Found = Vec<(&'static str, f64)>;
 
 impl Row {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 4] = [Self::HandshakeClassical, Self::HandshakeHybrid, Self::Open, Self::Idle];
+    pub const ALL: [Self; 5] =
+        [Self::HandshakeClassical, Self::HandshakeHybrid, Self::Open, Self::Idle, Self::IdleStreams];
 
     /// Name in rows and patterns.
     #[must_use]
@@ -103,6 +111,7 @@ impl Row {
             Self::HandshakeHybrid => "handshake-hybrid",
             Self::Open => "open",
             Self::Idle => "idle",
+            Self::IdleStreams => "idle-streams",
         }
     }
 
@@ -117,6 +126,7 @@ impl Row {
                 let most = (IDLE_BASE + IDLE_EACH * idle_sessions as f64) / f64::from(1 << 20);
                 vec![("vm_rss_mib", most), ("core_percent", 1.5)]
             }
+            Self::IdleStreams => vec![("bytes_per_stream", 1024.0)],
         }
     }
 
@@ -125,15 +135,23 @@ impl Row {
         Options {
             server,
             server_pid: Some(server_pid),
-            pairs: PAIRS,
-            streams: CONCURRENT / PAIRS,
+            control_pid: None,
+            pairs: if self == Self::IdleStreams { IDLE_STREAM_PAIRS } else { PAIRS },
+            streams: match self {
+                Self::IdleStreams => settings.idle_streams / IDLE_STREAM_PAIRS,
+                _ => CONCURRENT / PAIRS,
+            },
             sessions: if is_idle { settings.idle_sessions } else { CONCURRENT },
-            duration: if is_idle { settings.idle_time } else { settings.window },
+            duration: match self {
+                Self::Idle => settings.idle_time,
+                _ => settings.window,
+            },
             write_bytes: 4096,
             mode: match self {
                 Self::HandshakeClassical | Self::HandshakeHybrid => Mode::Handshakes,
                 Self::Open => Mode::Opens,
                 Self::Idle => Mode::Idle,
+                Self::IdleStreams => Mode::IdleStreams,
             },
             go_frames: false,
             go_writes: false,
@@ -176,9 +194,14 @@ pub fn measure(settings: &Settings, row: Row) -> Result<Found> {
         ("p99_us", report.latency_us.as_ref().filter(|_| row != Row::Idle).map(|latency| latency.p99)),
         (
             "vm_rss_mib",
-            report.server_rss_bytes.filter(|_| row == Row::Idle).map(|len| len as f64 / f64::from(1 << 20)),
+            report
+                .server_rss_bytes
+                .filter(|_| matches!(row, Row::Idle | Row::IdleStreams))
+                .map(|len| len as f64 / f64::from(1 << 20)),
         ),
         ("bytes_per_session", report.rss_bytes_per_session),
+        ("kernel_bytes_per_session", report.kernel_bytes_per_session),
+        ("bytes_per_stream", report.rss_bytes_per_stream),
         ("core_percent", idle_cpu.transpose()?.map(|share| share * 100.0)),
     ];
     Ok(values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect())
@@ -219,8 +242,8 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         rows.iter().map(|row| (*row, Vec::new())).collect();
     for round in 0..rounds {
         for (row, results) in &mut found {
-            // Idle sessions take a minute and hardly vary.
-            if *row != Row::Idle || round == 0 {
+            // What is idle takes a minute and hardly varies.
+            if round == 0 || !matches!(row, Row::Idle | Row::IdleStreams) {
                 results.push(measure(&settings, *row).map_err(|error| format!("{error:#}")));
             }
         }
@@ -253,6 +276,7 @@ fn settings(arguments: &Arguments) -> Result<Settings> {
         server_core: Some(server_core),
         window: duration(if quick { 0.3 } else { arguments.seconds })?,
         idle_sessions,
+        idle_streams: if quick { 50 } else { IDLE_STREAMS },
         idle_time: duration(if quick { 1.0 } else { arguments.idle_seconds })?,
     })
 }
@@ -289,6 +313,7 @@ pub fn unpinned(program: &Path) -> Settings {
         server_core: None,
         window: Duration::from_millis(200),
         idle_sessions: 20,
+        idle_streams: 20,
         idle_time: Duration::from_millis(400),
     }
 }

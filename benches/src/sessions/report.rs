@@ -7,8 +7,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-const METRICS: [&str; 7] =
-    ["server_cpu_ms", "per_second", "p50_us", "p99_us", "vm_rss_mib", "bytes_per_session", "core_percent"];
+const METRICS: [&str; 9] = [
+    "server_cpu_ms",
+    "per_second",
+    "p50_us",
+    "p99_us",
+    "vm_rss_mib",
+    "bytes_per_session",
+    "kernel_bytes_per_session",
+    "bytes_per_stream",
+    "core_percent",
+];
 
 /// Everything that one run found.
 #[derive(Debug, Serialize)]
@@ -93,7 +102,7 @@ impl fmt::Display for Report {
         for row in &self.rows {
             writeln!(f, "{}", row.row)?;
             for (metric, Summary { median, min, max }) in &row.metrics {
-                write!(f, "  {metric:<18} {median:>10.3} [{min:.3}-{max:.3}]")?;
+                write!(f, "  {metric:<24} {median:>10.3} [{min:.3}-{max:.3}]")?;
                 if let Some(target) = row.targets.iter().find(|target| target.metric == *metric) {
                     let word = if target.met == Some(true) { "met" } else { "MISSED" };
                     write!(f, "  at most {:.2}: {word}", target.limit)?;

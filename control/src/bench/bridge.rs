@@ -35,7 +35,7 @@ const GIB: f64 = 1_073_741_824.0;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// As many bytes as possible, one way.
     Bulk,
@@ -47,6 +47,8 @@ pub enum Mode {
     Opens,
     /// Sessions that do nothing, and the memory they cost.
     Idle,
+    /// Streams that do nothing, and the memory they cost.
+    IdleStreams,
 }
 
 /// A run.
@@ -56,9 +58,11 @@ pub struct Options {
     pub server: ServerAddress,
     /// Its process, when it runs on this machine.
     pub server_pid: Option<u32>,
+    /// The process that controls it, if that is another one.
+    pub control_pid: Option<u32>,
     /// Client pairs.
     pub pairs: usize,
-    /// Streams of each pair; in opens mode, those being opened at a time.
+    /// Streams of each pair; in opens mode, those being opened at a time; in idle-streams mode, those held.
     pub streams: usize,
     /// Sessions being made at a time in handshakes mode, held together in idle mode.
     pub sessions: usize,
@@ -119,6 +123,10 @@ impl Progress {
         self.counted.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn received(&self) -> &AtomicU64 {
+        &self.bytes
+    }
+
     /// Streams set up so far.
     pub fn streams_ready(&self) -> u64 {
         self.ready.load(Ordering::Relaxed)
@@ -126,10 +134,10 @@ impl Progress {
 }
 
 /// One stream, both ends.
-struct Lane {
-    number: u64,
-    sender: Stream,
-    receiver: Stream,
+pub(super) struct Lane {
+    pub(super) number: u64,
+    pub(super) sender: Stream,
+    pub(super) receiver: Stream,
 }
 
 /// What one end of a stream reports.
@@ -141,7 +149,7 @@ enum End {
 /// Moves bytes over streams that stay, in bulk or back and forth.
 pub(super) async fn transfers(options: &Options, progress: &Arc<Progress>) -> Result<Report, BenchError> {
     let lanes = set_up(options, progress).await?;
-    let meter = Meter::start(options.server_pid);
+    let meter = Meter::start(options);
     let until = Instant::now() + options.duration;
     let mut ends = JoinSet::new();
     for lane in lanes {

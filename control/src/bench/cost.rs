@@ -1,12 +1,16 @@
-//! What a run cost: processor time and memory of the server, processor time of this program.
+//! What a run cost: processor time and memory of the server, memory of the kernel and of the control plane, processor time of
+//! this program.
 
 use std::time::{Duration, Instant};
 
+use super::bridge::Options;
 use super::process::{self, CpuTime};
 
 /// A measurement that has begun.
 pub(super) struct Meter {
     server_pid: Option<u32>,
+    control_pid: Option<u32>,
+    kernel_bytes: Option<u64>,
     started: Instant,
     server: Option<CpuTime>,
     own: Option<CpuTime>,
@@ -23,12 +27,19 @@ pub(super) struct Cost {
     pub(super) server_rss_bytes: Option<u64>,
     /// By how much it grew since the beginning; 0 when it shrank.
     pub(super) server_rss_growth_bytes: Option<u64>,
+    /// By how much the kernel's own memory grew, see [`process::kernel_bytes`]; 0 when it shrank.
+    pub(super) kernel_growth_bytes: Option<u64>,
+    /// Now.
+    pub(super) control_rss_bytes: Option<u64>,
 }
 
 impl Meter {
-    pub(super) fn start(server_pid: Option<u32>) -> Self {
+    pub(super) fn start(options: &Options) -> Self {
+        let Options { server_pid, control_pid, .. } = *options;
         Self {
             server_pid,
+            control_pid,
+            kernel_bytes: process::kernel_bytes(),
             server: server_pid.and_then(CpuTime::now),
             own: CpuTime::now(std::process::id()),
             server_rss_bytes: server_pid.and_then(process::resident_bytes),
@@ -51,6 +62,10 @@ impl Meter {
             server_rss_growth_bytes: server_rss_bytes
                 .zip(self.server_rss_bytes)
                 .map(|(now, before)| now.saturating_sub(before)),
+            kernel_growth_bytes: process::kernel_bytes()
+                .zip(self.kernel_bytes)
+                .map(|(now, before)| now.saturating_sub(before)),
+            control_rss_bytes: self.control_pid.and_then(process::resident_bytes),
         }
     }
 }

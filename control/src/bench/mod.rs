@@ -3,6 +3,7 @@
 //! ```text
 //!   run ──► bridge (bulk, latency) ──► transfer: checked bytes over streams that stay
 //!       ├─► opens ───────────────────► streams that come and go
+//!       ├─► streams ─────────────────► streams that stay and do nothing
 //!       └─► sessions (handshakes, idle)
 //!   each within a cost::Meter; all of it in a Report
 //! ```
@@ -14,6 +15,7 @@ mod pattern;
 mod process;
 mod report;
 mod sessions;
+mod streams;
 mod transfer;
 
 use std::sync::Arc;
@@ -34,5 +36,6 @@ pub async fn run(options: Options, progress: Arc<Progress>) -> Result<Report, Be
         }
         Mode::Opens => Ok(Report::of_opens(&options, opens::run(&options, &progress).await?)),
         Mode::Idle => Ok(Report::of_idle(&options, sessions::idle(&options, &progress).await?)),
+        Mode::IdleStreams => Ok(Report::of_idle_streams(&options, streams::idle(&options, &progress).await?)),
     }
 }

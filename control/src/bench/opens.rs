@@ -32,7 +32,7 @@ pub(super) async fn run(options: &Options, progress: &Arc<Progress>) -> Result<O
     for _ in 0..options.pairs {
         pairs.push(connect_pair(options).await?);
     }
-    let meter = Meter::start(options.server_pid);
+    let meter = Meter::start(options);
     let until = Instant::now() + options.duration;
     let (mut diallers, mut listeners) = (JoinSet::new(), JoinSet::new());
     for (sender, receiver, listener) in pairs {

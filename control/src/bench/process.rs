@@ -39,6 +39,25 @@ pub(super) fn resident_bytes(pid: u32) -> Option<u64> {
     pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)
 }
 
+/// What the kernel holds for itself on this machine, in bytes: slabs that it cannot give back at will (sockets among them),
+/// and the pages of TCP buffers. It cannot be told by process: on loopback, both ends of a connection are in it.
+pub(super) fn kernel_bytes() -> Option<u64> {
+    let slab = kernel_slab_bytes(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    let pages = tcp_pages(&fs::read_to_string("/proc/net/sockstat").ok()?)?;
+    slab.checked_add(pages.checked_mul(u64::try_from(rustix::param::page_size()).ok()?)?)
+}
+
+fn kernel_slab_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("SUnreclaim:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn tcp_pages(sockstat: &str) -> Option<u64> {
+    let line = sockstat.lines().find_map(|line| line.strip_prefix("TCP:"))?;
+    let mut words = line.split_ascii_whitespace().skip_while(|word| *word != "mem");
+    words.nth(1)?.parse().ok()
+}
+
 fn threads_ns(pid: u32) -> Option<BTreeMap<u32, u64>> {
     let mut threads = BTreeMap::new();
     for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
@@ -83,6 +102,16 @@ mod tests {
     fn an_absent_process_is_unknown() {
         assert!(CpuTime::now(u32::MAX).is_none());
         assert_eq!(resident_bytes(u32::MAX), None);
+    }
+
+    #[test]
+    fn the_kernels_memory_is_read() {
+        assert_eq!(kernel_slab_bytes("Slab:  9 kB\nSUnreclaim:     88072 kB\n"), Some(88072 * 1024));
+        assert_eq!(kernel_slab_bytes("Slab:  9 kB\n"), None);
+        let sockstat = "sockets: used 80\nTCP: inuse 6 orphan 0 tw 9 alloc 7 mem 257\nUDP: inuse 1 mem 2\n";
+        assert_eq!(tcp_pages(sockstat), Some(257));
+        assert_eq!(tcp_pages("UDP: inuse 1 mem 2\n"), None);
+        assert!(kernel_bytes().is_some());
     }
 
     #[test]

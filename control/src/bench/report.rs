@@ -8,14 +8,14 @@ use serde::Serialize;
 
 use super::bridge::{Mode, Options};
 use super::cost::Cost;
-use super::{opens, sessions};
+use super::{opens, sessions, streams};
 
 /// The result of a run. Field names are those of the JSON output and stay.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// Every byte arrived, once, in order, unchanged. False: the run failed, see `errors`.
     pub verified: bool,
-    /// `bulk`, `latency`, `handshakes`, `opens` or `idle`.
+    /// `bulk`, `latency`, `handshakes`, `opens`, `idle` or `idle-streams`.
     pub mode: Mode,
     /// Client pairs.
     pub pairs: usize,
@@ -55,6 +55,13 @@ pub struct Report {
     pub server_rss_bytes: Option<u64>,
     /// By how much that grew for each idle session.
     pub rss_bytes_per_session: Option<f64>,
+    /// By how much that grew for each idle stream.
+    pub rss_bytes_per_stream: Option<f64>,
+    /// By how much the kernel's own memory grew for each idle session, in all processes of this machine: with the server on
+    /// loopback, both ends of the connection.
+    pub kernel_bytes_per_session: Option<f64>,
+    /// Resident memory of the control plane at the end of the run, when its process is known.
+    pub control_rss_bytes: Option<u64>,
     /// Processor time of this program for the run.
     pub client_cpu_s: Option<f64>,
     /// What makes the numbers less trustworthy.
@@ -113,6 +120,9 @@ impl Report {
             server_cpu_ms_per_open: None,
             server_rss_bytes: cost.server_rss_bytes,
             rss_bytes_per_session: None,
+            rss_bytes_per_stream: None,
+            kernel_bytes_per_session: None,
+            control_rss_bytes: cost.control_rss_bytes,
             client_cpu_s: cost.client_cpu_s,
             warnings: warnings(options, cost),
             errors,
@@ -131,10 +141,17 @@ impl Report {
 
     pub(super) fn of_idle(options: &Options, outcome: sessions::Outcome) -> Self {
         let mut report = Self::new(options, &outcome.cost, outcome.errors);
-        let growth = outcome.cost.server_rss_growth_bytes.filter(|_| outcome.sessions > 0);
-        report.rss_bytes_per_session = growth.map(|bytes| bytes as f64 / outcome.sessions as f64);
+        report.rss_bytes_per_session = each(outcome.cost.server_rss_growth_bytes, outcome.sessions);
+        report.kernel_bytes_per_session = each(outcome.cost.kernel_growth_bytes, outcome.sessions);
         report.latency_us = Latency::of(&outcome.times);
         report.warn_of_mute_server(outcome.answers_pings);
+        report
+    }
+
+    pub(super) fn of_idle_streams(options: &Options, outcome: streams::Outcome) -> Self {
+        let mut report = Self::new(options, &outcome.cost, outcome.errors);
+        report.rss_bytes_per_stream = each(outcome.cost.server_rss_growth_bytes, outcome.streams);
+        report.latency_us = Latency::of(&outcome.times);
         report
     }
 
@@ -164,6 +181,10 @@ impl Report {
     }
 }
 
+fn each(bytes: Option<u64>, count: u64) -> Option<f64> {
+    bytes.filter(|_| count > 0).map(|bytes| bytes as f64 / count as f64)
+}
+
 fn per_thing_ms(cpu_s: Option<f64>, count: u64) -> Option<f64> {
     cpu_s.filter(|_| count > 0).map(|cpu_s| cpu_s * 1000.0 / count as f64)
 }
@@ -184,7 +205,7 @@ fn warnings(options: &Options, cost: &Cost) -> Vec<String> {
     if cfg!(debug_assertions) {
         warnings.push("this program is a debug build: build with --release to measure".into());
     }
-    if options.duration < Duration::from_secs(3) && options.mode != Mode::Idle {
+    if options.duration < Duration::from_secs(3) && !matches!(options.mode, Mode::Idle | Mode::IdleStreams) {
         warnings.push("a run of less than 3 s measures mostly its beginning: use --seconds 5 or more".into());
     }
     warnings
@@ -198,6 +219,7 @@ impl fmt::Display for Report {
             (true, Mode::Bulk | Mode::Latency | Mode::Opens) => "every byte arrived unchanged",
             (true, Mode::Handshakes) => "every session came about",
             (true, Mode::Idle) => "every session came about and still lives",
+            (true, Mode::IdleStreams) => "every stream came about and still lives",
         };
         line("verified", verdict.to_owned())?;
         line("load", self.load())?;
@@ -218,7 +240,7 @@ impl fmt::Display for Report {
             let name = match self.mode {
                 Mode::Bulk | Mode::Latency => "round trip",
                 Mode::Handshakes | Mode::Idle => "time of each",
-                Mode::Opens => "time of a dial",
+                Mode::Opens | Mode::IdleStreams => "time of a dial",
             };
             line(name, format!("p50 {p50:.0} us, p99 {p99:.0} us, p999 {p999:.0} us ({count} times)"))?;
         }
@@ -232,8 +254,18 @@ impl fmt::Display for Report {
             line("server processor", format!("{cpu_s:.2} s{each}"))?;
         }
         if let Some(resident) = self.server_rss_bytes {
-            let each = self.rss_bytes_per_session.map(|cost| format!(", {} per session", bytes(cost as u64)));
-            line("server memory", format!("{}{}", bytes(resident), each.unwrap_or_default()))?;
+            let each = [
+                self.rss_bytes_per_session.map(|cost| format!(", {} per session", bytes(cost as u64))),
+                self.rss_bytes_per_stream.map(|cost| format!(", {} per stream", bytes(cost as u64))),
+            ];
+            let each: String = each.into_iter().flatten().collect();
+            line("server memory", format!("{}{each}", bytes(resident)))?;
+        }
+        if let Some(each) = self.kernel_bytes_per_session {
+            line("kernel memory", format!("{} per session, both ends", bytes(each as u64)))?;
+        }
+        if let Some(resident) = self.control_rss_bytes {
+            line("control plane", format!("{} of memory", bytes(resident)))?;
         }
         if let Some(cpu_s) = self.client_cpu_s {
             line("client processor", format!("{cpu_s:.2} s"))?;
@@ -259,6 +291,9 @@ impl Report {
             Mode::Handshakes => return format!("{} sessions being made at a time", self.sessions),
             Mode::Idle => return format!("{} sessions that do nothing", self.sessions),
             Mode::Opens => return format!("{} pairs x {} streams being opened", self.pairs, self.streams),
+            Mode::IdleStreams => {
+                return format!("{} pairs x {} streams that do nothing", self.pairs, self.streams);
+            }
             Mode::Bulk | Mode::Latency => {}
         }
         format!(

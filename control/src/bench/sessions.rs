@@ -43,7 +43,7 @@ pub(super) struct Outcome {
 /// Makes sessions and closes them again, `sessions` at a time, until the time is up.
 pub(super) async fn handshakes(options: &Options, progress: &Arc<Progress>) -> Result<Outcome, BenchError> {
     let answers_pings = probe(options).await?;
-    let meter = Meter::start(options.server_pid);
+    let meter = Meter::start(options);
     let until = Instant::now() + options.duration;
     let mut makers = JoinSet::new();
     for _ in 0..options.sessions {
@@ -71,7 +71,7 @@ pub(super) async fn handshakes(options: &Options, progress: &Arc<Progress>) -> R
 /// Makes `sessions` sessions, holds them for the time, and asks each for a sign of life at the end.
 pub(super) async fn idle(options: &Options, progress: &Arc<Progress>) -> Result<Outcome, BenchError> {
     let answers_pings = probe(options).await?;
-    let meter = Meter::start(options.server_pid);
+    let meter = Meter::start(options);
     let places = Arc::new(Semaphore::new(MAKING));
     let failed = Arc::new(AtomicBool::new(false));
     let mut makers = JoinSet::new();

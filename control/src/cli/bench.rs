@@ -44,6 +44,7 @@ pub(super) enum Command {
   ringwire bench bridge --mode handshakes                sessions per second, and what each costs
   ringwire bench bridge --mode opens                     streams per second
   ringwire bench bridge --mode idle --sessions 5000      memory of a session that does nothing
+  ringwire bench bridge --mode idle-streams --pairs 10 --streams 1000
   ringwire bench bridge --go-frames                      frames cut as the Go clients cut them
   ringwire bench bridge --go-frames --go-writes          and written as they write them
   ringwire bench bridge --server 02..@192.0.2.1:8081 --json
@@ -69,7 +70,7 @@ pub(super) struct Bridge {
     /// Sessions being made at a time in handshakes mode [default: 64], held together in idle mode [default: 1000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     sessions: Option<u32>,
-    /// How long to send, to make sessions or streams, or to hold idle sessions
+    /// How long to send, to make sessions or streams, or to hold idle ones
     #[arg(long, value_name = "S", default_value_t = 5.0, value_parser = seconds)]
     seconds: f64,
     /// Bytes of one write
@@ -107,6 +108,8 @@ enum ModeArgument {
     Opens,
     /// Sessions that do nothing, and the memory they cost the server
     Idle,
+    /// Streams that do nothing, and the memory they cost the server
+    IdleStreams,
 }
 
 impl From<ModeArgument> for Mode {
@@ -117,6 +120,7 @@ impl From<ModeArgument> for Mode {
             ModeArgument::Handshakes => Self::Handshakes,
             ModeArgument::Opens => Self::Opens,
             ModeArgument::Idle => Self::Idle,
+            ModeArgument::IdleStreams => Self::IdleStreams,
         }
     }
 }
@@ -147,16 +151,17 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 impl Bridge {
     fn options(self) -> anyhow::Result<Options> {
-        let (server, noted_pid) = match (self.server, &self.discovery) {
-            (Some(server), _) => (server, None),
-            (None, Some(url)) => (listed(url)?, None),
+        let (server, noted_pid, control_pid) = match (self.server, &self.discovery) {
+            (Some(server), _) => (server, None, None),
+            (None, Some(url)) => (listed(url)?, None, None),
             (None, None) => {
                 let state = State::locate(self.state)?;
                 let note = state.read_note()?;
                 let key = note
                     .key()
                     .map_err(|error| anyhow!("the public key in server.json is not valid: {error}"))?;
-                (ServerAddress { key, address: note.address.to_string() }, Some(note.dataplane_pid))
+                let server = ServerAddress { key, address: note.address.to_string() };
+                (server, Some(note.dataplane_pid), note.control_pid)
             }
         };
         let mode = Mode::from(self.mode);
@@ -165,6 +170,7 @@ impl Bridge {
         Ok(Options {
             server,
             server_pid: self.server_pid.or(noted_pid),
+            control_pid,
             pairs: self.pairs.into(),
             streams: self.streams.into(),
             sessions: sessions as usize,
