@@ -271,6 +271,15 @@ impl Counters {
         Self(Counter::ALL.iter().map(|&counter| block.value(counter)).collect())
     }
 
+    /// Those of several blocks together.
+    pub fn sum(all: impl IntoIterator<Item = Self>) -> Self {
+        let mut sum = vec![0; Counter::ALL.len()];
+        for counters in all {
+            sum.iter_mut().zip(counters.0).for_each(|(sum, value)| *sum += value);
+        }
+        Self(sum)
+    }
+
     /// One value.
     pub fn value(&self, counter: Counter) -> u64 {
         self.0[counter as usize]

@@ -11,14 +11,15 @@ use crate::limits;
 const UNLIMITED: u64 = 1 << 24;
 
 /// Raises the soft limit of open files to the hard one, and returns how many connections it permits: at least one.
-pub(crate) fn connections_max() -> usize {
+pub(crate) fn connections_max(workers: usize) -> usize {
     let limit = raise();
-    bound(limit, in_use())
+    bound(limit, in_use(), workers)
 }
 
-fn bound(limit: u64, in_use: usize) -> usize {
+fn bound(limit: u64, in_use: usize, workers: usize) -> usize {
     let limit = usize::try_from(limit.min(UNLIMITED)).unwrap_or(usize::MAX);
-    limit.saturating_sub(in_use + limits::DESCRIPTORS_RESERVED).max(1)
+    let reserved = limits::DESCRIPTORS_RESERVED + limits::DESCRIPTORS_RESERVED_PER_WORKER * (workers - 1);
+    limit.saturating_sub(in_use + reserved).max(1)
 }
 
 fn raise() -> u64 {
@@ -49,14 +50,15 @@ mod tests {
     #[test]
     fn the_bound_leaves_a_reserve_and_is_never_nothing() {
         let reserved = limits::DESCRIPTORS_RESERVED;
-        assert_eq!(bound(20_000, 100), 20_000 - 100 - reserved);
-        assert_eq!(bound(reserved as u64, 10), 1);
-        assert_eq!(bound(u64::MAX, 0), UNLIMITED as usize - reserved);
+        assert_eq!(bound(20_000, 100, 1), 20_000 - 100 - reserved);
+        assert!(bound(20_000, 100, 3) < bound(20_000, 100, 1), "each worker has some for itself");
+        assert_eq!(bound(reserved as u64, 10, 1), 1);
+        assert_eq!(bound(u64::MAX, 0, 1), UNLIMITED as usize - reserved);
     }
 
     #[test]
     fn this_process_has_room_and_its_soft_limit_is_raised() {
-        assert!(connections_max() > 1);
+        assert!(connections_max(1) > 1);
         let limit = getrlimit(Resource::Nofile);
         assert!(limit.current >= limit.maximum.map(|most| most.min(UNLIMITED)));
     }

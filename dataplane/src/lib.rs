@@ -49,6 +49,8 @@ pub mod wheel;
 pub mod worker;
 
 pub use choice::{DriverChoice, UnknownDriver};
-pub use server::{Server, ServerConfig, StartError};
+pub use server::{
+    AttachError, Server, ServerConfig, StartError, StopError, Stuck, WorkerDescriptors, Workers,
+};
 pub use session::CloseReason;
 pub use waker::Waker;

@@ -155,6 +155,9 @@ pub const HALF_OPEN_PERCENT: usize = 50;
 /// only to be closed when there are too many.
 pub const DESCRIPTORS_RESERVED: usize = 64;
 
+/// And for each worker beside the first: its ring, events, counters, and the channels of two attaches.
+pub const DESCRIPTORS_RESERVED_PER_WORKER: usize = 16;
+
 /// A warning of one kind is written at most once in so many nanoseconds; the next line says how many were not.
 pub const WARNING_INTERVAL_NS: u64 = 5 * SECOND_NS;
 
@@ -224,6 +227,12 @@ pub const CLOSE_GRACE_NS: u64 = 30 * SECOND_NS;
 
 /// `TCP_USER_TIMEOUT`, in milliseconds: data the peer's kernel does not acknowledge for this long ends the session.
 pub const USER_TIMEOUT_MS: u32 = 25_000;
+
+/// Workers of a data plane at most: more than that has more mailboxes (one for each pair) than it has use for.
+pub const WORKERS_MAX: usize = 64;
+
+/// Listening sockets of a data plane at most, one for each worker and address: as many as one message to a successor carries.
+pub const LISTENERS_MAX: usize = ringwire_ipc::socket::DESCRIPTORS_MAX;
 
 /// Listen backlog: connections the kernel completes before we accept them. The kernel clamps it to `somaxconn`.
 pub const LISTEN_BACKLOG: i32 = 4096;

@@ -33,6 +33,9 @@ pub enum Order {
     Detach,
     /// Accept nothing new, and end when every session has ended, or at this time.
     Drain(Nanos),
+    /// Do nothing until the other end of this is dropped: what a defect could do.
+    #[cfg(test)]
+    Hang(Receiver<()>),
 }
 
 /// The two ends of a worker's mail.
@@ -55,6 +58,23 @@ pub struct Report {
     pub promised_len: usize,
     /// What held and promised may be at most, in bytes.
     pub budget_len: usize,
+}
+
+impl Report {
+    /// Those of several workers together.
+    pub fn sum(all: Vec<Self>) -> Self {
+        all.into_iter()
+            .reduce(|mut sum, report| {
+                sum.sessions.extend(report.sessions);
+                sum.half_open += report.half_open;
+                sum.bridges.extend(report.bridges);
+                sum.held_len += report.held_len;
+                sum.promised_len += report.promised_len;
+                sum.budget_len += report.budget_len;
+                sum
+            })
+            .unwrap_or_default()
+    }
 }
 
 /// One session.
@@ -135,6 +155,10 @@ impl<D: Driver> Worker<D> {
             Order::Attach(end) => self.attach(end),
             Order::Detach => self.detach(),
             Order::Drain(deadline) => self.drain(deadline),
+            #[cfg(test)]
+            Order::Hang(released) => {
+                let _ = released.recv();
+            }
         }
     }
 

@@ -121,7 +121,7 @@ fn a_budget_that_is_used_up_costs_the_longest_stalled_stream_alone() {
         a.pump();
         b.pump();
     }
-    assert_eq!(server.set_budget(64 * 1024), Some(64 * 1024));
+    assert_eq!(server.set_budget(64 * 1024), Ok(64 * 1024));
     assert!(!a.wait_end(stalled_a), "the stalled stream is reset");
     let counters = server.counters();
     assert_eq!(counters.value(Counter::ResetsMemory), 1);

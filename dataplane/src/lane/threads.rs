@@ -20,10 +20,18 @@ use crate::limits;
 use crate::waker::Waker;
 use crate::worker::Identity;
 
-/// Lane threads unless configured otherwise: one on a machine of two cores or fewer, else two.
-pub fn default_threads() -> usize {
+/// Lane threads unless configured otherwise: one on a machine of two cores or fewer, else one for every two workers, at
+/// least two and never more than there are cores.
+///
+/// All workers share them. A lane of its own for each would be a second thread for each core, idle beside workers that
+/// forward, and no help to the one worker that many clients come to at a time.
+pub fn default_threads(workers: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    if cores <= 2 { 1 } else { 2 }
+    threads_for(workers, cores)
+}
+
+fn threads_for(workers: usize, cores: usize) -> usize {
+    if cores <= 2 { 1 } else { workers.div_ceil(2).clamp(2, cores) }
 }
 
 /// The lane's threads cannot be made.
@@ -321,6 +329,13 @@ mod tests {
             all.extend(std::iter::from_fn(|| port.take(0)));
         }
         all
+    }
+
+    #[test]
+    fn there_are_never_more_threads_than_cores() {
+        let of = |workers, cores| threads_for(workers, cores);
+        assert_eq!([of(1, 1), of(2, 2), of(64, 2)], [1, 1, 1]);
+        assert_eq!([of(1, 4), of(4, 4), of(6, 16), of(16, 16), of(64, 16)], [2, 2, 3, 8, 16]);
     }
 
     #[test]

@@ -26,11 +26,12 @@ pub struct Configuration {
     pub hybrid: String,
     /// Longest wait for company, in microseconds; 0: never.
     pub company_us: u32,
-    /// Buffer memory in bytes; 0: half of the machine's, at most [`crate::limits::BUFFER_MEMORY_LEN`].
+    /// Buffer memory of all workers in bytes; 0: half of the machine's, at most [`crate::limits::BUFFER_MEMORY_LEN`] for each
+    /// worker.
     pub buffer_memory: usize,
     /// End by itself after so many milliseconds without a control plane; 0: never.
     pub orphan_limit_ms: u64,
-    /// Threads that verify handshakes and signatures; 0: one on a machine of two cores or fewer, else two.
+    /// Threads that verify handshakes and signatures for all workers; 0: as [`crate::lane::default_threads`] says.
     pub handshake_threads: usize,
     /// Connections that may be in their handshake; past it the oldest of the largest address prefix is closed.
     pub half_open_max: usize,
@@ -127,15 +128,12 @@ impl Configuration {
             return Err(wrong("workers", &self.workers, "1: this build serves with one worker"));
         }
         config.company_us_max = self.company_us;
-        if self.buffer_memory > 0 {
-            config.buffer_memory_len = self.buffer_memory;
-        }
+        config.workers = self.workers;
+        config.buffer_memory_len = self.buffer_memory;
         if self.handshake_threads > HANDSHAKE_THREADS_MAX {
             return Err(wrong("handshake_threads", &self.handshake_threads, "0 (by the machine) to 64"));
         }
-        if self.handshake_threads > 0 {
-            config.handshake_threads = self.handshake_threads;
-        }
+        config.handshake_threads = self.handshake_threads;
         if self.half_open_max == 0 {
             return Err(wrong("half_open_max", &self.half_open_max, "1 or more"));
         }
@@ -188,7 +186,7 @@ mod tests {
         let config = server(given).unwrap();
         assert_eq!((config.hybrid, config.company_us_max), (Hybrid::Require, 7));
         assert_eq!(config.proxy_from, default_proxy_from().to_vec());
-        assert_eq!((config.sessions_per_address, config.handshake_threads > 0), (None, true));
+        assert_eq!((config.sessions_per_address, config.workers), (None, 1));
         let proxy_from = vec!["192.0.2.7".into(), "2001:db8::/32".into()];
         let config =
             server(Configuration { proxy_from, sessions_per_address: 15, half_open_max: 9, ..default() });

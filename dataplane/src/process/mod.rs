@@ -94,9 +94,9 @@ pub enum ProcessError {
     /// The socket failed.
     #[error("the socket of the data plane failed: {0}")]
     Socket(io::Error),
-    /// The workers failed while they served.
-    #[error("the data plane failed: {0}. Its control plane starts another one")]
-    Worker(#[from] crate::driver::DriverError),
+    /// Workers failed while they served, or do not end.
+    #[error("the data plane did not end in order: {0}")]
+    Worker(#[from] crate::server::StopError),
 }
 
 /// Serves the socket of a state directory until told to end; `notify` hears of it. Call it before the process has other threads: it becomes

@@ -9,8 +9,7 @@ use ringwire_proto::identity::SecretKey;
 use socket2::Socket;
 
 use super::configuration::Configuration;
-use crate::driver::DriverError;
-use crate::server::{Server, WorkerDescriptors};
+use crate::server::{Server, StopError, WorkerDescriptors};
 
 /// See the module's head. Held for the time of one request at most.
 #[derive(Debug, Default)]
@@ -107,7 +106,7 @@ impl Plane {
     }
 
     /// Stops the workers, if there are any.
-    pub(super) fn end(&self) -> Result<(), DriverError> {
+    pub(super) fn end(&self) -> Result<(), StopError> {
         let serving = self.state().serving.take();
         serving.map_or(Ok(()), |serving| serving.server.stop())
     }

@@ -13,6 +13,7 @@ use ringwire_ipc::socket::{
 use super::plane::{Plane, Serving, State, not_started, refused};
 use super::{own_pid, pid_number};
 use crate::mail::Report;
+use crate::server::Workers;
 
 /// How long a conversation may be silent before it is closed; one that attached may be silent for ever.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -182,9 +183,10 @@ impl Conversation<'_> {
         let duplicates = {
             let state = self.plane.state();
             state.serving.as_ref().map(|serving| {
-                let listeners = serving.server.listeners().iter().map(socket2::Socket::try_clone);
-                let addresses = serving.server.addresses().iter().copied().map(Address::new).collect();
-                listeners.collect::<std::io::Result<Vec<_>>>().map(|listeners| (addresses, listeners))
+                let listeners = serving.server.listeners().iter();
+                let addresses = listeners.clone().map(|(address, _)| Address::new(*address)).collect();
+                let duplicates = listeners.map(|(_, listener)| listener.try_clone());
+                duplicates.collect::<std::io::Result<Vec<_>>>().map(|listeners| (addresses, listeners))
             })
         };
         match duplicates {
@@ -201,54 +203,61 @@ impl Conversation<'_> {
     }
 
     fn report(&mut self) -> Result<(), End> {
-        let report = {
-            let state = self.plane.state();
-            state.serving.as_ref().map(|serving| serving.server.report())
-        };
-        let report = match report {
-            None => return self.refuse(not_started()),
-            Some(None) => {
-                let reason = "the worker does not answer".to_owned();
-                return self.refuse(refused(Refusal::Stuck, reason, "Look at the data plane's log."));
+        let Some(workers) = self.workers() else { return self.refuse(not_started()) };
+        let reports = match workers.reports() {
+            Ok(reports) => reports,
+            Err(stuck) => {
+                let refusal = refused(Refusal::Stuck, stuck.to_string(), "Look at the data plane's log.");
+                return self.refuse(refusal);
             }
-            Some(Some(report)) => report,
         };
-        for session in &report.sessions {
-            let reply = Session {
-                worker: 0,
-                session: session.session,
-                peer: session.peer.as_bytes().to_vec(),
-                address: session.address.to_string(),
-                hybrid: session.hybrid,
-                streams: session.streams as u32,
-                opened_ns: session.opened_at,
-            };
-            self.connection.send_reply(Reply::Session(reply), &[])?;
+        for (worker, report) in (0..).zip(&reports) {
+            for session in &report.sessions {
+                let reply = Session {
+                    worker,
+                    session: session.session,
+                    peer: session.peer.as_bytes().to_vec(),
+                    address: session.address.to_string(),
+                    hybrid: session.hybrid,
+                    streams: session.streams as u32,
+                    opened_ns: session.opened_at,
+                };
+                self.connection.send_reply(Reply::Session(reply), &[])?;
+            }
+            for bridge in &report.bridges {
+                let reply = Bridge {
+                    worker,
+                    source: bridge.source.as_bytes().to_vec(),
+                    destination: bridge.destination.as_bytes().to_vec(),
+                    forth: bridge.forth.bytes,
+                    back: bridge.back.bytes,
+                    forth_queued: bridge.forth.queued as u64,
+                    back_queued: bridge.back.queued as u64,
+                };
+                self.connection.send_reply(Reply::Bridge(reply), &[])?;
+            }
         }
-        for bridge in &report.bridges {
-            let reply = Bridge {
-                worker: 0,
-                source: bridge.source.as_bytes().to_vec(),
-                destination: bridge.destination.as_bytes().to_vec(),
-                forth: bridge.forth.bytes,
-                back: bridge.back.bytes,
-                forth_queued: bridge.forth.queued as u64,
-                back_queued: bridge.back.queued as u64,
-            };
-            self.connection.send_reply(Reply::Bridge(reply), &[])?;
-        }
-        Ok(self.connection.send_reply(Reply::Memory(memory(&report)), &[])?)
+        Ok(self.connection.send_reply(Reply::Memory(memory(&Report::sum(reports))), &[])?)
+    }
+
+    /// The workers, to ask without holding up who else wants to know something of the plane.
+    fn workers(&self) -> Option<Workers> {
+        self.plane.state().serving.as_ref().map(|serving| serving.server.workers().clone())
     }
 
     fn status(&self) -> Status {
-        let (mut status, report) = {
-            let state = self.plane.state();
-            (status(&state), state.serving.as_ref().and_then(|serving| serving.server.report()))
-        };
-        if let Some(report) = report {
-            status.sessions = report.sessions.len() as u64;
-            status.half_open = report.half_open as u64;
-            status.bridges = report.bridges.len() as u64;
+        let mut status = status(&self.plane.state());
+        let Some(workers) = self.workers() else { return status };
+        match workers.reports() {
+            Ok(reports) => {
+                let report = Report::sum(reports);
+                status.sessions = report.sessions.len() as u64;
+                status.half_open = report.half_open as u64;
+                status.bridges = report.bridges.len() as u64;
+            }
+            // While it ends there is nothing to say of the workers, and nothing wrong with it.
+            Err(_) if self.plane.has_ended() || self.plane.is_stopped() => {}
+            Err(stuck) => status.fault = stuck.to_string(),
         }
         status
     }
@@ -276,10 +285,11 @@ fn status(state: &State) -> Status {
         orphan_ns: state.alone_since.map_or(0, elapsed_ns),
         addresses: serving.map(|serving| started(serving).addresses).unwrap_or_default(),
         driver: serving.map(|serving| serving.server.driver_name().into()).unwrap_or_default(),
-        workers: serving.map_or(0, |serving| serving.server.worker_count() as u32),
+        workers: serving.map_or(0, |serving| serving.server.workers().count() as u32),
         public_key: public_key(serving),
         build: build(),
         connections_max: serving.map_or(0, |serving| serving.server.connections_max() as u64),
+        half_open_max: serving.map_or(0, |serving| serving.server.half_open_max() as u64),
         ..Status::default()
     }
 }
@@ -288,7 +298,7 @@ fn started(serving: &Serving) -> Started {
     Started {
         addresses: serving.server.addresses().iter().copied().map(Address::new).collect(),
         driver: serving.server.driver_name().into(),
-        workers: serving.server.worker_count() as u32,
+        workers: serving.server.workers().count() as u32,
     }
 }
 

@@ -18,8 +18,8 @@ use super::message::{Reply, ReplyFrame, Request, RequestFrame};
 /// Longest message, in bytes: a status with its addresses is some hundred.
 pub const FRAME_LEN_MAX: usize = 1 << 20;
 
-/// Most descriptors beside one frame: the listeners of a server.
-const DESCRIPTORS_MAX: usize = 64;
+/// Most descriptors beside one frame, such as the listeners of a server: as many as the kernel passes in one message.
+pub const DESCRIPTORS_MAX: usize = 253;
 
 const HEADER_LEN: usize = 8;
 

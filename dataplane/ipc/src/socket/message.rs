@@ -265,6 +265,12 @@ pub struct Status {
     /// Connections it takes, half-open ones included; one more is closed at once. 0: waiting.
     #[prost(uint64, tag = "15")]
     pub connections_max: u64,
+    /// Of these, how many may be in their handshake. 0: waiting, or of a build that does not say.
+    #[prost(uint64, tag = "16")]
+    pub half_open_max: u64,
+    /// Why nothing is known of its sessions: a worker does not answer. Empty: all do.
+    #[prost(string, tag = "17")]
+    pub fault: String,
 }
 
 /// One session of a report.

@@ -20,7 +20,7 @@ mod connection;
 mod message;
 
 pub use client::{Attachment, ChannelDescriptors, Client, ClientError, Dump};
-pub use connection::{Connection, ConnectionError, FRAME_LEN_MAX};
+pub use connection::{Connection, ConnectionError, DESCRIPTORS_MAX, FRAME_LEN_MAX};
 pub use message::{
     Address, Attach, Attached, Bridge, Channel, Drain, Empty, Hello, Listeners, Memory, Refusal, Refused,
     Reply, Request, Session, Start, Started, Status, Stop,
