@@ -85,7 +85,7 @@ pub const SESSION_PERCENT: usize = 25;
 /// again.
 pub const RESETS_PER_TURN_MAX: usize = 16;
 
-/// Nice value of the handshake lane's threads: below the workers, so that a flood of handshakes costs no forwarded byte, and
+/// How much nicer the handshake lane's threads are than the process was started: below the workers, so that a flood of handshakes costs no forwarded byte, and
 /// far above the idle class, so that saturated workers leave handshakes about a quarter of a core.
 pub const LANE_NICE: i32 = 5;
 

@@ -146,8 +146,11 @@ impl Shared {
     }
 
     fn run(&self, mut verifier: Verifier) {
-        // Of this thread alone, as Linux has it. Always permitted: it is downwards.
-        if let Err(error) = rustix::process::setpriority_process(None, limits::LANE_NICE) {
+        // Of this thread alone, as Linux has it. Always permitted: it is downwards, also where the whole process was started
+        // with a lower priority.
+        let lowered = rustix::process::getpriority_process(None)
+            .and_then(|nice| rustix::process::setpriority_process(None, nice + limits::LANE_NICE));
+        if let Err(error) = lowered {
             tracing::warn!(%error, "the handshake lane runs at the priority of the workers");
         }
         while !self.stop.load(Ordering::Acquire) {
@@ -156,6 +159,8 @@ impl Shared {
                     let done = Done { owner: job.owner, finding: verifier.run(job.work) };
                     home.deliver(done);
                 }
+                // The word of the end may have been among what was taken from the inbox.
+                None if self.stop.load(Ordering::Acquire) => break,
                 None => {
                     let Ok(message) = self.inbox.recv() else { return };
                     let mut state = self.lock();
@@ -164,6 +169,8 @@ impl Shared {
                 }
             }
         }
+        // And that of the others with it: each tells the next.
+        let _ = self.to_inbox.send(Message::Look);
     }
 
     /// The next job. `None`: there is none, and this thread is counted as idle.
@@ -291,7 +298,7 @@ mod tests {
     use crate::slab::Key;
     use crate::waker::WakeEvent;
 
-    const LIMIT: Duration = Duration::from_secs(20);
+    const LIMIT: Duration = Duration::from_secs(60);
 
     fn start(threads: usize) -> LaneThreads {
         let secret_key = SecretKey::generate(&mut OsEntropy);
@@ -387,6 +394,51 @@ mod tests {
         let results = collect(&mut *port, &event, 200);
         let owners: BTreeSet<Owner> = results.iter().map(|done| done.owner).collect();
         assert_eq!((results.len(), owners.len()), (200, 200), "each once");
+    }
+
+    /// Wherever the process itself stands: an absolute value could be above it.
+    #[test]
+    fn its_threads_are_nicer_than_who_started_them() {
+        let ours = rustix::process::getpriority_process(None).unwrap() + 3;
+        let nice_of = |task: &std::path::Path| -> Option<i32> {
+            let stat = std::fs::read_to_string(task.join("stat")).ok()?;
+            let (name, rest) = stat.rsplit_once(')')?;
+            name.contains("(lane-").then(|| rest.split_whitespace().nth(16)?.parse().ok())?
+        };
+        // Of this test's thread alone.
+        rustix::process::setpriority_process(None, ours).unwrap();
+        let _lane = start(1);
+        let deadline = Instant::now() + LIMIT;
+        let expected = (ours + limits::LANE_NICE).min(19);
+        let tasks = || std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        while !tasks().any(|task| nice_of(&task.path()) == Some(expected)) {
+            assert!(Instant::now() < deadline, "no thread of a lane has {expected}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The word of the end must reach every thread, also when another one, or its own last look for work, took it along.
+    #[test]
+    fn a_lane_ends_at_whatever_moment() {
+        const ROUNDS: usize = 2000;
+        let (send_done, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for round in 0..ROUNDS {
+                let lane = start(1 + round % 2);
+                let event = WakeEvent::new().unwrap();
+                let mut port = lane.port(event.waker());
+                // Many, and nobody wants them any more: all is taken from the inbox, and there is nothing to do.
+                for index in 0..round as u32 % 300 {
+                    port.submit(0, job(index)).unwrap();
+                }
+                drop(port);
+                drop(lane);
+                send_done.send(()).unwrap();
+            }
+        });
+        for round in 0..ROUNDS {
+            done.recv_timeout(LIMIT).unwrap_or_else(|_| panic!("round {round} does not end"));
+        }
     }
 
     #[test]
