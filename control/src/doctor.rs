@@ -65,6 +65,22 @@ pub fn machine() -> Vec<Finding> {
     vec![kernel(), io_uring(), descriptors(), backlog(), tcp_buffers(), memory()]
 }
 
+/// Whether this machine has a core for each worker.
+pub fn workers(count: u16) -> Finding {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    workers_on(usize::from(count), cores)
+}
+
+fn workers_on(count: usize, cores: usize) -> Finding {
+    let found = format!("{count} of {cores} cores forward");
+    if count <= cores {
+        return Finding::good("workers", found);
+    }
+    let found = format!("{count} workers on {cores} cores");
+    let cure = format!("They only take turns on them: use {cores} at most (setting `workers`).");
+    Finding::bad("workers", Level::Warning, found, cure)
+}
+
 /// Looks at what this state directory holds.
 pub fn state(state: &State) -> Finding {
     match state.prepare().and_then(|()| state.key()) {
@@ -254,6 +270,17 @@ mod tests {
             assert!(!finding.found.is_empty(), "{finding:?}");
             assert_eq!(finding.level == Level::Good, finding.cure.is_empty(), "{finding:?}");
         }
+    }
+
+    #[test]
+    fn more_workers_than_cores_are_told() {
+        assert_eq!(workers_on(1, 1).level, Level::Good);
+        let finding = workers_on(3, 2);
+        assert_eq!(finding.level, Level::Warning);
+        assert!(
+            finding.found.contains("3 workers on 2 cores") && finding.cure.contains("use 2"),
+            "{finding:?}"
+        );
     }
 
     #[test]

@@ -191,7 +191,10 @@ impl<D: Driver> Worker<D> {
                 match link.end.event_if_room(&event, limits::LISTING_ROOM_MIN) {
                     Ok(true) => told += 1,
                     Ok(false) => break,
-                    Err(fault) => return self.cut_link(fault),
+                    Err(fault) => {
+                        self.link = Some(link);
+                        return self.cut_link(fault);
+                    }
                 }
             }
             if listing.next >= places {
@@ -271,7 +274,9 @@ impl<D: Driver> Worker<D> {
     fn cut_link(&mut self, fault: Fault) {
         self.counters.count(Counter::ChannelFaults);
         tracing::error!(%fault, "the control plane broke the rules of shared memory; its channel is cut. Restart it");
-        self.link = None;
+        if let Some(link) = self.link.take() {
+            link.end.hang_up();
+        }
     }
 }
 

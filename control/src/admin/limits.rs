@@ -14,7 +14,6 @@ pub(super) fn list(status: &DataPlaneStatus, memory: Memory) -> Limits {
         unit: unit.to_owned(),
         when_reached: when_reached.to_owned(),
     };
-    let workers = u64::from(status.workers);
     let seconds = |ns: u64| ns / limits::SECOND_NS;
     let share = |percent: usize| memory.budget / 100 * percent as u64;
     let used = memory.held.saturating_add(memory.promised);
@@ -44,7 +43,7 @@ pub(super) fn list(status: &DataPlaneStatus, memory: Memory) -> Limits {
             row(
                 "half-open-connections",
                 Some(status.half_open),
-                limits::HALF_OPEN_MAX as u64 * workers,
+                status.half_open_max,
                 "connections",
                 "one of those that have not authenticated is closed",
             ),

@@ -66,6 +66,8 @@ pub struct DataPlaneStatus {
     pub driver: String,
     /// Connections it takes at most, half-open ones included, by its limit of open files.
     pub connections_max: u64,
+    /// Of these, how many may be in their handshake.
+    pub half_open_max: u64,
     /// Threads that forward.
     pub workers: u32,
     /// How long it has served.
@@ -74,6 +76,8 @@ pub struct DataPlaneStatus {
     pub sessions: u64,
     /// Connections in their handshake.
     pub half_open: u64,
+    /// Why nothing is known of the sessions: a worker does not answer.
+    pub fault: Option<String>,
     /// Pairs of streams.
     pub bridges: u64,
     /// Number of the last attach.

@@ -56,8 +56,8 @@ pub(super) struct Arguments {
     /// How to talk to the kernel: auto takes io_uring where it is allowed [default: auto]
     #[arg(long, value_enum)]
     driver: Option<DriverArgument>,
-    /// Threads that forward [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Threads that forward, 1 to 64; more than one for a machine whose one core is full, see OPERATIONS.md [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
     /// The post-quantum part of session handshakes [default: offer]
     #[arg(long, value_enum)]

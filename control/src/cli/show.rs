@@ -145,6 +145,9 @@ fn dataplane_text(dataplane: &DataPlaneStatus, alone: bool) -> String {
     let mut line = |name: &str, value: &str| text.push_str(&format!("  {name:<11}  {value}\n"));
     line("listening", &dataplane.addresses.join(", "));
     line("public key", dataplane.public_key.as_deref().unwrap_or("none yet"));
+    if let Some(fault) = &dataplane.fault {
+        line("FAULT", &format!("{fault}: see its log, then `ringwire stop`"));
+    }
     line(
         "sessions",
         &format!(

@@ -75,10 +75,10 @@ pub const SETTINGS: &[SettingHelp] = &[
     },
     SettingHelp {
         name: "workers",
-        values: "number",
+        values: "1 to 64",
         default: "1",
         live: false,
-        help: "Threads that forward.",
+        help: "Threads that forward; each has sessions of its own, and clients reach each other across them.",
     },
     SettingHelp {
         name: "hybrid",

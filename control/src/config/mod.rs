@@ -12,6 +12,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use ringwire_dataplane::limits::WORKERS_MAX;
 use ringwire_proto::identity::SecretKey;
 use serde::Deserialize;
 
@@ -222,8 +223,8 @@ impl File {
                 "with 0 nobody could connect; use 1 or more, or leave the setting out",
             );
         }
-        if self.workers == Some(0) {
-            return together("workers", "0 workers forward nothing; use 1 or more");
+        if self.workers.is_some_and(|count| !(1..=WORKERS_MAX).contains(&usize::from(count))) {
+            return together("workers", "use 1 to 64 workers, at most one for each core (`nproc`)");
         }
         if self.update_interval_s.is_some_and(|seconds| !(1..=3600).contains(&seconds)) {
             return together(
@@ -353,7 +354,8 @@ mod tests {
             ("listen = []", ": listen:", ["empty", "name an address"]),
             ("proxy_from = \"10.0.0.0/99\"", ":1:", ["10.0.0.0/99", "10.0.0.0/8"]),
             ("half_open_max = 0", ": half_open_max:", ["nobody", "1 or more"]),
-            ("workers = 0", ": workers:", ["0 workers", "1 or more"]),
+            ("workers = 0", ": workers:", ["1 to 64", "nproc"]),
+            ("workers = 65", ": workers:", ["1 to 64", "nproc"]),
             ("update_interval_s = 0", ": update_interval_s:", ["1 to 3600", "forget"]),
             (
                 "discovery = \"http://a\"\ndiscovery_listen = \"127.0.0.1:9090\"",

@@ -255,12 +255,23 @@ fn agree(
         channels,
         epoch,
         pid,
-        addresses: listeners.iter().map(|(address, _)| *address).collect(),
+        addresses: once_each(&listeners),
         driver: status.driver,
         connections_max: status.connections_max,
         listeners,
         child: None,
     })
+}
+
+/// What listeners are bound to: several workers have one each of every address.
+fn once_each(listeners: &[(SocketAddr, OwnedFd)]) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for (address, _) in listeners {
+        if !addresses.contains(address) {
+            addresses.push(*address);
+        }
+    }
+    addresses
 }
 
 fn start(

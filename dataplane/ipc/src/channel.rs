@@ -62,6 +62,12 @@ impl WorkerEnd {
         Ok((end, descriptors))
     }
 
+    /// Ends the whole attach, of which this is one worker's part: the bell is that of all workers, and as long as one of
+    /// them holds it the control plane would not learn that this one has stopped listening.
+    pub fn hang_up(&self) {
+        self.bell.hang_up();
+    }
+
     /// The next command.
     ///
     /// # Errors

@@ -24,7 +24,9 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socketpair};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, recv, send, shutdown, socketpair,
+};
 
 use crate::sync::{AtomicU64, Ordering, fence};
 
@@ -204,6 +206,12 @@ impl SocketBell {
         let _ = send(&self.0, &[1], SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     }
 
+    /// Ends the conversation for every handle on this end: the other end learns that it is gone for good.
+    pub fn hang_up(&self) {
+        // Fails where the other end is gone already, which is as good.
+        let _ = shutdown(&self.0, Shutdown::Both);
+    }
+
     /// Silences this end: do so before draining. False when the other end is gone for good.
     pub fn silence(&self) -> bool {
         let mut rings = [0; 256];
@@ -281,6 +289,17 @@ mod tests {
         drop(ours);
         assert!(!theirs.silence());
         theirs.ring();
+    }
+
+    #[test]
+    fn one_of_several_handles_can_hang_up_for_all() {
+        let (ours, theirs) = SocketBell::pair().unwrap();
+        let (one, another) = (ours.try_clone().unwrap(), ours.try_clone().unwrap());
+        drop(ours);
+        assert!(theirs.silence(), "others hold it");
+        one.hang_up();
+        another.ring();
+        assert!(!theirs.silence());
     }
 
     #[test]

@@ -124,8 +124,8 @@ impl Configuration {
             "require" => Hybrid::Require,
             _ => return Err(wrong("hybrid", &self.hybrid, "off, offer or require")),
         };
-        if self.workers != 1 {
-            return Err(wrong("workers", &self.workers, "1: this build serves with one worker"));
+        if !(1..=limits::WORKERS_MAX).contains(&self.workers) {
+            return Err(wrong("workers", &self.workers, "1 to 64, at most one for each core"));
         }
         config.company_us_max = self.company_us;
         config.workers = self.workers;
@@ -176,6 +176,7 @@ mod tests {
             (Configuration { driver: "dpdk".into(), ..default() }, "driver"),
             (Configuration { hybrid: "maybe".into(), ..default() }, "hybrid"),
             (Configuration { workers: 0, ..default() }, "workers"),
+            (Configuration { workers: limits::WORKERS_MAX + 1, ..default() }, "workers"),
             (Configuration { handshake_threads: 1000, ..default() }, "handshake_threads"),
             (Configuration { half_open_max: 0, ..default() }, "half_open_max"),
             (Configuration { proxy_from: vec!["10.0.0.0/40".into()], ..default() }, "proxy_from"),
