@@ -7,6 +7,7 @@ use k256::elliptic_curve::sec1::ToSec1Point;
 use k256::elliptic_curve::{Group, PrimeField};
 use k256::{FieldBytes, ProjectivePoint, Scalar, U256};
 use proptest::prelude::*;
+use ringwire_proto::entropy::Entropy;
 use ringwire_proto::identity::{
     Address, KeyError, PublicKey, SecretKey, Signature, SignatureError, ecdh, recover, sha256, sign,
     sign_hash, verify_hash,
@@ -69,7 +70,40 @@ fn chosen_signature(secret_key: &SecretKey, k: &Scalar, s: &U256) -> (Signature,
     (Signature::from_bytes(&bytes).unwrap(), hash.to_repr().into())
 }
 
+/// Hands out these bytes, 32 at a time.
+struct Drawn(Vec<[u8; 32]>);
+
+impl Entropy for Drawn {
+    fn fill(&mut self, out: &mut [u8]) {
+        out.copy_from_slice(&self.0.remove(0));
+    }
+}
+
+#[test]
+fn a_drawn_key_is_never_zero_and_never_n_or_above() {
+    let n = <[u8; 32]>::from(N.to_be_bytes());
+    let last = <[u8; 32]>::from(N.wrapping_sub(&U256::ONE).to_be_bytes());
+    let key = SecretKey::generate(&mut Drawn(vec![[0; 32], n, [0xff; 32], last]));
+    assert_eq!(*key.expose_bytes(), last);
+    // n - 1 times the base point is its mirror image: the same x, the other y.
+    let one = SecretKey::generate(&mut Drawn(vec![{
+        let mut one = [0; 32];
+        one[31] = 1;
+        one
+    }]));
+    assert_eq!(key.public_key().as_bytes()[1..], one.public_key().as_bytes()[1..]);
+    assert_ne!(key.public_key(), one.public_key());
+}
+
 proptest! {
+    #[test]
+    fn drawn_keys_are_those_of_their_bytes(key in secret_key()) {
+        // Two libraries: the key is drawn with one and read with the other.
+        let drawn = SecretKey::generate(&mut Drawn(vec![*key.expose_bytes()]));
+        prop_assert_eq!(drawn.public_key(), key.public_key());
+        prop_assert!(drawn == key);
+    }
+
     #[test]
     fn public_keys_and_shared_secrets_agree(one in secret_key(), two in secret_key()) {
         let expected = oracle_compressed(&(ProjectivePoint::GENERATOR * scalar(one.expose_bytes()))).unwrap();

@@ -7,6 +7,7 @@ use alloc::string::String;
 use core::fmt;
 use core::str::FromStr;
 
+use k256::elliptic_curve::sec1::ToSec1Point;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -55,6 +56,12 @@ impl PublicKey {
             return Ok(None);
         }
         decode_hex::<PUBLIC_KEY_LEN>(text).and_then(|bytes| Self::from_bytes(&*bytes)).map(Some)
+    }
+
+    /// Bytes of which a curve operation has shown that they are a point.
+    pub(crate) fn from_used_bytes(bytes: [u8; PUBLIC_KEY_LEN]) -> Self {
+        debug_assert!(parse_point(&bytes).is_ok());
+        Self(bytes)
     }
 
     pub(super) fn from_point(point: &secp256k1::PublicKey) -> Self {
@@ -118,12 +125,15 @@ impl SecretKey {
     }
 
     /// Draws a key: 32 bytes of `entropy`, again while they are out of range (odds of 2^-127).
+    ///
+    /// Constant time in the key. Every handshake draws one, so the public key is derived by the quicker of two libraries:
+    /// libsecp256k1 blinds itself anew after each derivation, which doubles the cost and guards keys that are used often.
     pub fn generate(entropy: &mut dyn Entropy) -> Self {
         let mut bytes = Zeroizing::new([0; SECRET_KEY_LEN]);
         loop {
             entropy.fill(&mut *bytes);
-            if let Ok(key) = Self::from_bytes(&*bytes) {
-                return key;
+            if let Some(public_key) = derive_quickly(&bytes) {
+                return Self { bytes, public_key };
             }
         }
     }
@@ -165,6 +175,14 @@ impl SecretKey {
         scalar.non_secure_erase();
         result
     }
+}
+
+/// The public key of 32 bytes, unless they are out of range.
+fn derive_quickly(bytes: &[u8; SECRET_KEY_LEN]) -> Option<PublicKey> {
+    // Erased when dropped.
+    let key = k256::SecretKey::from_bytes(bytes.into()).ok()?;
+    let point = key.public_key().to_sec1_point(true);
+    Some(PublicKey(point.as_bytes().try_into().ok()?))
 }
 
 impl fmt::Debug for SecretKey {

@@ -147,7 +147,7 @@ impl Handshake {
             Hybrid::Off => hybrid::Exchange::Classical,
             Hybrid::Offer | Hybrid::Require => hybrid::Exchange::new(role, entropy),
         };
-        let resolver = resolver::Resolver { static_key: local.clone(), ephemeral_key };
+        let resolver = resolver::Resolver::new(local.clone(), ephemeral_key);
         let mut builder = snow::Builder::with_resolver(pattern.parameters(), Box::new(resolver))
             .local_private_key(local.expose_bytes())
             .map_err(engine)?;
@@ -273,9 +273,11 @@ impl Handshake {
         }
     }
 
+    /// The peer's key, which the `se` or `ss` of an earlier message has shown to be a point.
     fn remote(&self) -> Result<PublicKey, HandshakeError> {
         let bytes = self.state.get_remote_static().ok_or(HandshakeError::NotFinished)?;
-        PublicKey::from_bytes(bytes).map_err(|_| HandshakeError::InvalidRemoteKey)
+        let bytes = bytes.try_into().map_err(|_| HandshakeError::InvalidRemoteKey)?;
+        Ok(PublicKey::from_used_bytes(bytes))
     }
 
     fn check_remote(&self) -> Result<(), HandshakeError> {

@@ -7,7 +7,9 @@
 //! gets there in the same message (XK: `e` by `es` or `ee`, `s` by `se`), so an invalid one fails its message.
 
 use alloc::boxed::Box;
+use alloc::sync::Arc;
 
+use once_cell::race::OnceBox;
 use sha2::{Digest, Sha256};
 use snow::params::{CipherChoice, DHChoice, HashChoice};
 use snow::resolvers::CryptoResolver;
@@ -19,9 +21,38 @@ use crate::identity::{PUBLIC_KEY_LEN, SECRET_KEY_LEN, SecretKey, ecdh_point, par
 use crate::packet::aead_nonce;
 
 /// Hands out primitives that know the two secret keys of one handshake.
-pub(super) struct Resolver {
-    pub(super) static_key: SecretKey,
-    pub(super) ephemeral_key: SecretKey,
+pub(super) struct Resolver(Arc<Keys>);
+
+struct Keys {
+    static_key: SecretKey,
+    ephemeral_key: SecretKey,
+    /// The first key of the peer that was met. A responder meets the peer's ephemeral key twice, by `es` and by `ee`, and taking
+    /// the root in the field to decompress it is a tenth of a shared secret.
+    met: OnceBox<Point>,
+}
+
+/// A key of the peer, and the point that it is.
+struct Point {
+    key: [u8; PUBLIC_KEY_LEN],
+    point: secp256k1::PublicKey,
+}
+
+impl Resolver {
+    pub(super) fn new(static_key: SecretKey, ephemeral_key: SecretKey) -> Self {
+        Self(Arc::new(Keys { static_key, ephemeral_key, met: OnceBox::new() }))
+    }
+}
+
+impl Keys {
+    fn point(&self, key: &[u8; PUBLIC_KEY_LEN]) -> Result<secp256k1::PublicKey, snow::Error> {
+        if let Some(met) = self.met.get().filter(|met| met.key == *key) {
+            return Ok(met.point);
+        }
+        let point = parse_point(key).map_err(|_| snow::Error::Dh)?;
+        // Only the first is kept.
+        let _ = self.met.set(Box::new(Point { key: *key, point }));
+        Ok(point)
+    }
 }
 
 impl CryptoResolver for Resolver {
@@ -31,11 +62,7 @@ impl CryptoResolver for Resolver {
 
     // snow has no name for secp256k1; the choice it asks for is a placeholder of ours.
     fn resolve_dh(&self, _: &DHChoice) -> Option<Box<dyn Dh>> {
-        Some(Box::new(Secp256k1Dh {
-            static_key: self.static_key.clone(),
-            ephemeral_key: self.ephemeral_key.clone(),
-            chosen: Chosen::Nothing,
-        }))
+        Some(Box::new(Secp256k1Dh { keys: Arc::clone(&self.0), chosen: Chosen::Nothing }))
     }
 
     fn resolve_hash(&self, choice: &HashChoice) -> Option<Box<dyn Hash>> {
@@ -65,8 +92,7 @@ enum Chosen {
 
 /// The DH function of the suite. Which of the two keys it is, snow decides by the method it calls.
 struct Secp256k1Dh {
-    static_key: SecretKey,
-    ephemeral_key: SecretKey,
+    keys: Arc<Keys>,
     chosen: Chosen,
 }
 
@@ -74,8 +100,8 @@ impl Secp256k1Dh {
     fn key(&self) -> Option<&SecretKey> {
         match self.chosen {
             Chosen::Nothing => None,
-            Chosen::Static => Some(&self.static_key),
-            Chosen::Ephemeral => Some(&self.ephemeral_key),
+            Chosen::Static => Some(&self.keys.static_key),
+            Chosen::Ephemeral => Some(&self.keys.ephemeral_key),
         }
     }
 }
@@ -95,7 +121,7 @@ impl Dh for Secp256k1Dh {
 
     // Cannot fail by its signature. Anything but the static key leaves the object without a key, and `dh` fails.
     fn set(&mut self, secret: &[u8]) {
-        let is_static: bool = self.static_key.expose_bytes().as_slice().ct_eq(secret).into();
+        let is_static: bool = self.keys.static_key.expose_bytes().as_slice().ct_eq(secret).into();
         self.chosen = if is_static { Chosen::Static } else { Chosen::Nothing };
     }
 
@@ -107,8 +133,8 @@ impl Dh for Secp256k1Dh {
     fn pubkey(&self) -> &[u8] {
         match self.chosen {
             Chosen::Nothing => &[0; PUBLIC_KEY_LEN],
-            Chosen::Static => self.static_key.public_key_bytes(),
-            Chosen::Ephemeral => self.ephemeral_key.public_key_bytes(),
+            Chosen::Static => self.keys.static_key.public_key_bytes(),
+            Chosen::Ephemeral => self.keys.ephemeral_key.public_key_bytes(),
         }
     }
 
@@ -120,7 +146,7 @@ impl Dh for Secp256k1Dh {
     fn dh(&self, remote: &[u8], out: &mut [u8]) -> Result<(), snow::Error> {
         let key = self.key().ok_or(snow::Error::Dh)?;
         let remote = remote.first_chunk().ok_or(snow::Error::Dh)?;
-        let point = parse_point(remote).map_err(|_| snow::Error::Dh)?;
+        let point = self.keys.point(remote)?;
         let (secret, rest) = out.split_first_chunk_mut().ok_or(snow::Error::Dh)?;
         *secret = *ecdh_point(&point, key);
         *rest.first_mut().ok_or(snow::Error::Dh)? = 0;

@@ -179,10 +179,8 @@ fn an_invalid_ephemeral_key_fails_the_handshake() {
 fn an_invalid_static_key_fails_the_handshake() {
     for key in invalid_keys() {
         let mut parties = parties();
-        let resolver = Resolver {
-            static_key: parties.initiator.clone(),
-            ephemeral_key: SecretKey::generate(&mut parties.entropy),
-        };
+        let ephemeral_key = SecretKey::generate(&mut parties.entropy);
+        let resolver = Resolver::new(parties.initiator.clone(), ephemeral_key);
         let responder_key = parties.responder.public_key();
         let mut liar = snow::Builder::with_resolver(Pattern::Xk.parameters(), Box::new(Lying(resolver, key)))
             .local_private_key(parties.initiator.expose_bytes())
