@@ -101,6 +101,10 @@ pub const STRANGER_JOBS_MAX: usize = 65_536;
 /// able to keep everybody else out.
 pub const ESTABLISHED_IN_A_ROW_MAX: u32 = 7;
 
+/// Results of the handshake lane for which a worker is woken once, while more jobs wait: each takes less than 0.1 ms, and a
+/// worker that shares its core with the lane would interrupt it for every one of them.
+pub const LANE_RESULTS_PER_WAKE: usize = 8;
+
 /// Send records kept for reuse, per worker.
 pub const SPARE_GATHERS_MAX: usize = 64;
 

@@ -6,9 +6,9 @@
 //! starve handshakes, as they would those of the idle class.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{JoinHandle, Thread};
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
@@ -52,6 +52,7 @@ struct Shared {
     inbox: Receiver<Message>,
     to_inbox: Sender<Message>,
     state: Mutex<State>,
+    beds: Arc<Beds>,
     stop: AtomicBool,
 }
 
@@ -59,16 +60,63 @@ struct Shared {
 enum Message {
     Job(Port, Job),
     Cancel(Port, Owner),
-    /// There is work in the queue, or the end has come.
-    Look,
 }
 
 #[derive(Debug, Default)]
 struct State {
     queue: JobQueue,
     homes: Vec<Arc<Home>>,
-    /// Threads that wait for a message.
-    idle: usize,
+}
+
+/// Where the lane's threads sleep. The channel's own wait is not used: it spins and yields for some 10 us before it sleeps,
+/// twice in every handshake.
+#[derive(Debug)]
+struct Beds(Box<[Bed]>);
+
+#[derive(Debug, Default)]
+struct Bed {
+    /// Set by the thread that wants to sleep, cleared by whoever wakes it.
+    is_asleep: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl Beds {
+    /// Wakes a thread for something that is in the inbox or in the queue, if one sleeps.
+    fn wake_one(&self) {
+        // The other half of this is in `sleep`: either that thread sees what was sent, or this one sees it asleep.
+        fence(Ordering::SeqCst);
+        let _ = self.0.iter().any(Bed::wake);
+    }
+
+    fn wake_all(&self) {
+        fence(Ordering::SeqCst);
+        for bed in &self.0 {
+            bed.wake();
+        }
+    }
+}
+
+impl Bed {
+    /// Whether a thread was asleep here.
+    fn wake(&self) -> bool {
+        let was_asleep =
+            self.is_asleep.load(Ordering::Relaxed) && self.is_asleep.swap(false, Ordering::AcqRel);
+        if was_asleep && let Some(thread) = self.thread.get() {
+            thread.unpark();
+        }
+        was_asleep
+    }
+
+    /// Sleeps until it is woken, unless there is `news` since the bed was made.
+    fn sleep(&self, news: impl FnOnce() -> bool) {
+        fence(Ordering::SeqCst);
+        if news() {
+            self.is_asleep.store(false, Ordering::Relaxed);
+        }
+        while self.is_asleep.load(Ordering::Acquire) {
+            std::thread::park();
+        }
+    }
 }
 
 /// Where the results of one worker go.
@@ -89,18 +137,20 @@ impl LaneThreads {
     /// The kernel's: threads are used up.
     pub fn start(identity: &Arc<Identity>, threads: usize) -> Result<Self, StartLaneError> {
         let (to_inbox, inbox) = unbounded();
+        let threads = threads.max(1);
         let shared = Arc::new(Shared {
             inbox,
             to_inbox,
             state: Mutex::new(State::default()),
+            beds: Arc::new(Beds((0..threads).map(|_| Bed::default()).collect())),
             stop: AtomicBool::new(false),
         });
         let mut lane = Self { shared, threads: Vec::new() };
-        for index in 0..threads.max(1) {
+        for index in 0..threads {
             let shared = Arc::clone(&lane.shared);
             let verifier = Verifier::new(Arc::clone(identity), Box::new(OsEntropy));
             let builder = std::thread::Builder::new().name(format!("lane-{index}"));
-            lane.threads.push(builder.spawn(move || shared.run(verifier))?);
+            lane.threads.push(builder.spawn(move || shared.run(verifier, &shared.beds.0[index]))?);
         }
         Ok(lane)
     }
@@ -117,17 +167,15 @@ impl LaneThreads {
         let mut state = self.shared.lock();
         let port = state.homes.len();
         state.homes.push(Arc::clone(&home));
-        let inbox = self.shared.to_inbox.clone();
-        Box::new(LanePort { port, home, inbox, results, established: 0, strangers: 0 })
+        let (inbox, beds) = (self.shared.to_inbox.clone(), Arc::clone(&self.shared.beds));
+        Box::new(LanePort { port, home, inbox, beds, results, established: 0, strangers: 0 })
     }
 }
 
 impl Drop for LaneThreads {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Release);
-        for _ in &self.threads {
-            let _ = self.shared.to_inbox.send(Message::Look);
-        }
+        self.shared.beds.wake_all();
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!("a thread of the handshake lane had panicked");
@@ -145,7 +193,9 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, mut verifier: Verifier) {
+    fn run(&self, mut verifier: Verifier, bed: &Bed) {
+        // Of this thread alone: nobody has set it before.
+        let _ = bed.thread.set(std::thread::current());
         // Of this thread alone, as Linux has it. Always permitted: it is downwards, also where the whole process was started
         // with a lower priority.
         let lowered = rustix::process::getpriority_process(None)
@@ -153,44 +203,40 @@ impl Shared {
         if let Err(error) = lowered {
             tracing::warn!(%error, "the handshake lane runs at the priority of the workers");
         }
+        let mut unannounced = Unannounced::default();
         while !self.stop.load(Ordering::Acquire) {
-            match self.next() {
+            match self.next(bed) {
                 Some((home, job)) => {
                     let done = Done { owner: job.owner, finding: verifier.run(job.work) };
-                    home.deliver(done);
+                    unannounced.deliver(home, done);
                 }
-                // The word of the end may have been among what was taken from the inbox.
-                None if self.stop.load(Ordering::Acquire) => break,
                 None => {
-                    let Ok(message) = self.inbox.recv() else { return };
-                    let mut state = self.lock();
-                    state.idle -= 1;
-                    state.handle(message);
+                    unannounced.announce();
+                    bed.sleep(|| !self.inbox.is_empty() || self.stop.load(Ordering::Acquire));
                 }
             }
         }
-        // And that of the others with it: each tells the next.
-        let _ = self.to_inbox.send(Message::Look);
     }
 
-    /// The next job. `None`: there is none, and this thread is counted as idle.
-    fn next(&self) -> Option<(Arc<Home>, Job)> {
+    /// The next job. `None`: there is none, and this thread's bed is made.
+    fn next(&self, bed: &Bed) -> Option<(Arc<Home>, Job)> {
         let mut state = self.lock();
         for message in self.inbox.try_iter().take(MESSAGES_MAX) {
             state.handle(message);
         }
         loop {
             let Some((port, job)) = state.queue.pop() else {
-                state.idle += 1;
+                // Under the lock: who puts a job into the queue sees it.
+                bed.is_asleep.store(true, Ordering::Release);
                 return None;
             };
             let Some(home) = state.homes.get(port).map(Arc::clone) else { continue };
             if home.is_left.load(Ordering::Acquire) {
                 continue;
             }
-            // This thread may have emptied the inbox for others that wait on it.
-            if state.idle > 0 && !state.queue.is_empty() {
-                let _ = self.to_inbox.send(Message::Look);
+            // This thread may have emptied the inbox for others that were to look into it.
+            if !state.queue.is_empty() {
+                self.beds.wake_one();
             }
             return Some((home, job));
         }
@@ -209,16 +255,37 @@ impl State {
                     let _ = home.results.send(Done { owner, finding: Finding::Cancelled });
                 }
             }
-            Message::Look => {}
         }
     }
 }
 
 impl Home {
-    fn deliver(&self, done: Done) {
-        // A worker that is gone has no use for it.
-        if self.results.send(done).is_ok() && !self.is_woken.swap(true, Ordering::AcqRel) {
+    fn announce(&self) {
+        if !self.is_woken.swap(true, Ordering::AcqRel) {
             self.waker.wake();
+        }
+    }
+}
+
+/// Results that their workers have not been told of: while jobs wait, several are worth one wake-up.
+#[derive(Debug, Default)]
+struct Unannounced(Vec<Arc<Home>>);
+
+impl Unannounced {
+    fn deliver(&mut self, home: Arc<Home>, done: Done) {
+        // A worker that is gone has no use for it.
+        if home.results.send(done).is_ok() {
+            self.0.push(home);
+        }
+        if self.0.len() >= limits::LANE_RESULTS_PER_WAKE {
+            self.announce();
+        }
+    }
+
+    /// Wakes those that were not told. Always before this thread sleeps.
+    fn announce(&mut self) {
+        for home in self.0.drain(..) {
+            home.announce();
         }
     }
 }
@@ -229,6 +296,7 @@ struct LanePort {
     port: Port,
     home: Arc<Home>,
     inbox: Sender<Message>,
+    beds: Arc<Beds>,
     results: Receiver<Done>,
     /// Jobs under way.
     established: usize,
@@ -247,11 +315,13 @@ impl Lane for LanePort {
         *under_way += 1;
         // The inbox lives as long as this sender's clone in the lane; after the end of the lane nobody answers, as at a stop.
         let _ = self.inbox.send(Message::Job(self.port, job));
+        self.beds.wake_one();
         Ok(())
     }
 
     fn cancel(&mut self, owner: Owner) {
         let _ = self.inbox.send(Message::Cancel(self.port, owner));
+        self.beds.wake_one();
     }
 
     fn take(&mut self, _now: Nanos) -> Option<Done> {
