@@ -244,8 +244,10 @@ impl UringDriver {
             Kind::Send => self.complete_send(token, result, batch),
             Kind::Cancel => {}
             Kind::Wake => {
-                self.wake_event(token.index).clear();
+                // The poll reports each write by itself, whatever is in the event: it is cleared only where it would end a new
+                // poll at once.
                 if !cqueue::more(flags) {
+                    self.wake_event(token.index).clear();
                     self.arm_wake(token.index);
                 }
                 batch.completions.push(Completion::Woken);
