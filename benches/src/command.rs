@@ -69,6 +69,8 @@ enum Command {
     RelayRingwire {
         #[arg(long)]
         core: Option<usize>,
+        #[arg(long, default_value_t = 1)]
+        workers: usize,
         #[arg(long, env = "RINGWIRE_DRIVER", default_value_t)]
         driver: DriverChoice,
     },
@@ -122,7 +124,7 @@ struct RelayArguments {
     /// Core of the relay; the first allowed one when absent.
     #[arg(long)]
     relay_core: Option<usize>,
-    /// Core of the generator; the second allowed one when absent.
+    /// Core of the generator; the third allowed one when absent, or the second of two.
     #[arg(long)]
     generator_core: Option<usize>,
 }
@@ -145,9 +147,11 @@ pub fn run() -> Result<()> {
         Command::RelayEpoll(arguments) => arguments.run(epoll_copy::run),
         Command::RelayHaproxy(arguments) => arguments.run(haproxy::run),
         Command::RelaySplice(arguments) => arguments.run(splice::run),
-        Command::RelayRingwire { core, driver } => {
+        Command::RelayRingwire { core, workers, driver } => {
+            // The core behind the relay's is the generator's where there are only two.
+            let has_cores = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > workers);
             become_relay(core)?;
-            ringwire::run(driver)
+            ringwire::run(driver, workers, core.filter(|_| has_cores))
         }
         Command::PingPeer { core } => {
             end_with_parent()?;

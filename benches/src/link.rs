@@ -5,13 +5,16 @@
 //! streams are opened with real requests. Called by [`crate::measure`] and by the ping process.
 
 use crate::raw_session::RawSession;
-use anyhow::{Context, Result};
+use crate::relay::child::RelayChild;
+use anyhow::{Context, Result, bail};
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::identity::{Address, PublicKey, SecretKey};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 /// Credit that a sink grants for each stream at the start, on top of the initial window.
 pub const SINK_CREDIT: u32 = 1 << 30;
+/// Connections tried for a place: that all of them come to the wrong one of two workers is as likely as 2^-64.
+const PLACE_TRIES_MAX: usize = 64;
 /// Port on which sinks are dialled.
 const SINK_PORT: u16 = 80;
 /// Stands for "no window": a plain relay has only TCP's.
@@ -61,7 +64,24 @@ pub enum Route<'a> {
         server: SocketAddr,
         /// Its key.
         key: PublicKey,
+        /// Which workers the two are to be on, where there are several.
+        place: Option<Place<'a>>,
     },
+}
+
+/// On which workers of a server the ends of a link are to be.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The server.
+    pub child: &'a RelayChild,
+    /// On different ones; else on one.
+    pub apart: bool,
+}
+
+impl std::fmt::Debug for Place<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").field("apart", &self.apart).finish_non_exhaustive()
+    }
 }
 
 impl Link {
@@ -76,8 +96,8 @@ impl Link {
                 let (sender, sink) = connect_plain(*relay, sink)?;
                 (sender, sink, plain_streams(wanted), false)
             }
-            Route::Sessions { server, key } => {
-                let (sender, sink, pairs) = connect_sessions(*server, key, wanted)?;
+            Route::Sessions { server, key, place } => {
+                let (sender, sink, pairs) = connect_sessions(*server, key, *place, wanted)?;
                 (sender, sink, pairs, true)
             }
         };
@@ -104,16 +124,39 @@ fn plain_streams(count: usize) -> Vec<StreamPair> {
         .collect()
 }
 
+/// A sender's session, where it is wanted: which worker accepts a connection is the kernel's choice, so it is tried until it
+/// chose well.
+fn connect_sender(
+    server: SocketAddr,
+    key: &PublicKey,
+    place: Option<Place<'_>>,
+    sink: PublicKey,
+) -> Result<RawSession> {
+    for _ in 0..PLACE_TRIES_MAX {
+        let local = SecretKey::generate(&mut OsEntropy);
+        let sender = RawSession::connect(server, key, &local).context("the sender has no session")?;
+        let Some(Place { child, apart }) = place else { return Ok(sender) };
+        let (ours, theirs) = (child.worker_of(local.public_key())?, child.worker_of(sink)?);
+        if ours.is_none() || theirs.is_none() {
+            bail!("the server has filed no session for one of two clients that it answers");
+        }
+        if (ours != theirs) == apart {
+            return Ok(sender);
+        }
+    }
+    bail!("{PLACE_TRIES_MAX} connections in a row came to the other worker")
+}
+
 fn connect_sessions(
     server: SocketAddr,
     key: &PublicKey,
+    place: Option<Place<'_>>,
     streams: usize,
 ) -> Result<(TcpStream, TcpStream, Vec<StreamPair>)> {
     let sink_key = SecretKey::generate(&mut OsEntropy);
-    let sender_key = SecretKey::generate(&mut OsEntropy);
     let destination = Address { key: sink_key.public_key(), port: SINK_PORT };
     let mut sink = RawSession::connect(server, key, &sink_key).context("the sink has no session")?;
-    let mut sender = RawSession::connect(server, key, &sender_key).context("the sender has no session")?;
+    let mut sender = connect_sender(server, key, place, sink_key.public_key())?;
     let mut pairs = Vec::with_capacity(streams);
     for _ in 0..streams {
         let dial = sender.dial(destination)?;

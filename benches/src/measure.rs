@@ -6,7 +6,7 @@
 
 use crate::cpu::CpuClock;
 use crate::generator::{Delivery, Generator, Load};
-use crate::link::Link;
+use crate::link::{Link, Place, Route};
 use crate::ping::{Figures, PingChild, route};
 use crate::relay::child::{RelayChild, Remains};
 use crate::relay::{Ready, Relay, loopback_listener};
@@ -126,7 +126,7 @@ pub fn measure(settings: &Settings, workload: &Workload, relay: Relay) -> Result
     sinks.extend(pinger.as_ref().map(PingChild::sink));
     let child = RelayChild::start(&settings.program, relay, settings.relay_core, &sinks)?;
     let mut generator = match &workload.bulk {
-        Some(bulk) => Some(generator_for(bulk, workload.ping, &child, &sink, false)?),
+        Some(bulk) => Some(generator_for(bulk, workload.ping, relay, &child, &sink, false)?),
         None => None,
     };
     if let Some(pinger) = &mut pinger {
@@ -202,7 +202,7 @@ pub fn verify(settings: &Settings, bulk: &Bulk, relay: Relay, payload: u64) -> R
     let child = RelayChild::start(&settings.program, relay, settings.relay_core, &[sink.local_addr()?])?;
     // Pacing would only prolong it.
     let bulk = Bulk { bytes_per_second: None, ..*bulk };
-    let mut generator = generator_for(&bulk, Ping::None, &child, &sink, true)?;
+    let mut generator = generator_for(&bulk, Ping::None, relay, &child, &sink, true)?;
     generator.run_bytes(payload, VERIFY_TIMEOUT)?;
     let delivery = generator.finish(DRAIN_TIMEOUT)?;
     let remains = child.stop()?;
@@ -214,11 +214,15 @@ pub fn verify(settings: &Settings, bulk: &Bulk, relay: Relay, payload: u64) -> R
 fn generator_for(
     bulk: &Bulk,
     ping: Ping,
+    relay: Relay,
     child: &RelayChild,
     sink: &TcpListener,
     verified: bool,
 ) -> Result<Generator> {
-    let route = route(child.ready(), 0, sink)?;
+    let mut route = route(child.ready(), 0, sink)?;
+    if let Route::Sessions { place, .. } = &mut route {
+        *place = relay.apart().map(|apart| Place { child, apart });
+    }
     let is_server = child.ready().public_key.is_some();
     let rides = ping == Ping::SameSession;
     let mut links = Vec::with_capacity(bulk.pairs + 1);
@@ -250,7 +254,8 @@ fn run_for(generator: &mut Option<Generator>, time: Duration) -> Result<()> {
     }
 }
 
-/// The first two cores that this process may use: relay, generator.
+/// Two of the cores that this process may use: relay, generator. The one between them, where there are three, is that of our
+/// server's second worker, which otherwise shares the first one's.
 ///
 /// # Errors
 /// With fewer than two, because relay and generator on one core measure each other.
@@ -258,7 +263,7 @@ pub fn two_cores() -> Result<(usize, usize)> {
     let allowed = rustix::thread::sched_getaffinity(None)?;
     let mut cores = (0..rustix::thread::CpuSet::MAX_CPU).filter(|core| allowed.is_set(*core));
     match (cores.next(), cores.next()) {
-        (Some(relay), Some(generator)) => Ok((relay, generator)),
+        (Some(relay), Some(second)) => Ok((relay, cores.next().unwrap_or(second))),
         _ => bail!("two processor cores are needed: one for the relay, one for the generator"),
     }
 }

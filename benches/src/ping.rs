@@ -231,7 +231,7 @@ fn address_of(ready: &Ready, number: usize) -> Result<SocketAddr> {
 
 fn route_to<'a>(relay: SocketAddr, public_key: Option<&str>, sink: &'a TcpListener) -> Result<Route<'a>> {
     Ok(match public_key {
-        Some(text) => Route::Sessions { server: relay, key: text.parse::<PublicKey>()? },
+        Some(text) => Route::Sessions { server: relay, key: text.parse::<PublicKey>()?, place: None },
         None => Route::Plain { relay, sink },
     })
 }

@@ -125,13 +125,13 @@ pub const ALL: [Workload; 10] = [
 ];
 
 impl Workload {
-    /// Whether this load is moved through `relay`. The poll driver and its yardstick are compared on bulk; the further
+    /// Whether this load is moved through `relay`. The poll driver, its yardstick and two workers are compared on bulk; the further
     /// references where they say something new. Every load through every relay would take twice the time.
     #[must_use]
     pub fn concerns(&self, relay: Relay) -> bool {
         match relay {
             Relay::Ringwire | Relay::Tokio64k | Relay::Tokio256k | Relay::Splice => true,
-            Relay::RingwirePoll | Relay::Epoll => self.saturates_relay,
+            Relay::RingwirePoll | Relay::Epoll | Relay::TwoTogether | Relay::TwoApart => self.saturates_relay,
             Relay::TokioUring | Relay::Haproxy => {
                 self.bulk.is_none_or(|bulk| bulk.bytes_per_second.is_none() && self.ping == Ping::None)
             }
@@ -178,6 +178,8 @@ mod tests {
         let all = [
             "ringwire",
             "ringwire-poll",
+            "ringwire-2-together",
+            "ringwire-2-apart",
             "tokio64k",
             "tokio256k",
             "tokio-uring",
@@ -187,7 +189,10 @@ mod tests {
         ];
         assert_eq!(names(&[]), (10, all.to_vec()));
         assert_eq!(names(&["bulk64k", "tokio"]), (2, vec!["tokio64k", "tokio256k", "tokio-uring"]));
-        assert_eq!(names(&["splice", "ringwire"]), (10, vec!["ringwire", "ringwire-poll", "splice"]));
+        assert_eq!(
+            names(&["splice", "ringwire"]),
+            (10, all[..4].iter().chain(&["splice"]).copied().collect())
+        );
         assert!(select(&["nginx".into()]).is_err());
     }
 

@@ -87,6 +87,16 @@ fn our_server_moves_verified_data_on_its_poll_driver() {
 }
 
 #[test]
+fn two_workers_move_verified_data_where_they_are_asked_to() {
+    for (relay, crosses) in [(Relay::TwoTogether, false), (Relay::TwoApart, true)] {
+        moves_verified_data(relay);
+        let measured = measure(&settings(), &ALL[0], relay).unwrap();
+        let lent = measured.counters["lent_bytes_total"];
+        assert_eq!(lent > 0, crosses, "{relay:?}: {lent} bytes were lent to the other worker");
+    }
+}
+
+#[test]
 fn every_load_runs_through_a_reference_relay() {
     measures_every_load(Relay::Tokio256k);
 }

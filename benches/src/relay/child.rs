@@ -7,10 +7,12 @@
 use super::{Ready, Relay};
 use crate::cpu::CpuClock;
 use anyhow::{Context, Result, bail};
+use ringwire_proto::identity::PublicKey;
 use rustix::fs::{MemfdFlags, memfd_create};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -24,7 +26,7 @@ const WARNINGS_MAX: usize = 10;
 /// A running relay; killed when dropped.
 pub struct RelayChild {
     child: Child,
-    stdout: BufReader<ChildStdout>,
+    stdout: RefCell<BufReader<ChildStdout>>,
     stderr: File,
     clock: CpuClock,
     ready: Ready,
@@ -51,6 +53,7 @@ impl RelayChild {
         match relay {
             Relay::Ringwire => command.arg("relay-ringwire"),
             Relay::RingwirePoll => command.args(["relay-ringwire", "--driver", "poll"]),
+            Relay::TwoTogether | Relay::TwoApart => command.args(["relay-ringwire", "--workers", "2"]),
             Relay::Tokio64k => command.args(["relay-tokio", "--buffer", "65536"]),
             Relay::Tokio256k => command.args(["relay-tokio", "--buffer", "262144"]),
             Relay::TokioUring => command.arg("relay-tokio-uring"),
@@ -79,13 +82,25 @@ impl RelayChild {
             bail!("the relay {} did not start: {}", relay.name(), lines_of(stderr)?.join("; "));
         };
         let clock = CpuClock::of(child.id())?;
-        Ok(Self { child, stdout, stderr, clock, ready })
+        Ok(Self { child, stdout: RefCell::new(stdout), stderr, clock, ready })
     }
 
     /// What it said when it began to listen.
     #[must_use]
     pub fn ready(&self) -> &Ready {
         &self.ready
+    }
+
+    /// Which worker of our server has the session of `key`; none has it yet, or no more: none.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn worker_of(&self, key: PublicKey) -> Result<Option<usize>> {
+        let mut input = self.child.stdin.as_ref().context("the relay has no standard input")?;
+        writeln!(input, "{key}").context("the relay has ended")?;
+        let mut line = String::new();
+        self.stdout.borrow_mut().read_line(&mut line)?;
+        serde_json::from_str(&line).context("the relay did not say where a session is")
     }
 
     /// Its process.
@@ -128,7 +143,7 @@ impl RelayChild {
             remains.warnings.push(format!("ended with {status}"));
         }
         let mut counters = String::new();
-        self.stdout.read_to_string(&mut counters)?;
+        self.stdout.get_mut().read_to_string(&mut counters)?;
         if self.ready.public_key.is_some() && !counters.trim().is_empty() {
             remains.counters =
                 serde_json::from_str(&counters).context("the relay's counters cannot be read")?;

@@ -24,6 +24,10 @@ pub enum Relay {
     Ringwire,
     /// The same on its poll driver, for hosts that forbid io_uring.
     RingwirePoll,
+    /// The same with two workers, both ends of each session pair on one of them.
+    TwoTogether,
+    /// The same with two workers, the ends of each session pair on different ones.
+    TwoApart,
     /// tokio, current-thread runtime, `copy_bidirectional` with two buffers of 64 KiB for each connection.
     Tokio64k,
     /// The same with two buffers of 256 KiB.
@@ -40,9 +44,11 @@ pub enum Relay {
 
 impl Relay {
     /// All of them, in the order of the rows.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Ringwire,
         Self::RingwirePoll,
+        Self::TwoTogether,
+        Self::TwoApart,
         Self::Tokio64k,
         Self::Tokio256k,
         Self::TokioUring,
@@ -57,6 +63,8 @@ impl Relay {
         match self {
             Self::Ringwire => "ringwire",
             Self::RingwirePoll => "ringwire-poll",
+            Self::TwoTogether => "ringwire-2-together",
+            Self::TwoApart => "ringwire-2-apart",
             Self::Tokio64k => "tokio64k",
             Self::Tokio256k => "tokio256k",
             Self::TokioUring => "tokio-uring",
@@ -69,7 +77,17 @@ impl Relay {
     /// Whether it is our server, on whichever driver: sessions on both sides, and counters at the end.
     #[must_use]
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Ringwire | Self::RingwirePoll)
+        matches!(self, Self::Ringwire | Self::RingwirePoll | Self::TwoTogether | Self::TwoApart)
+    }
+
+    /// Whether the ends of a session pair are to be on different workers; none where that is not asked.
+    #[must_use]
+    pub fn apart(self) -> Option<bool> {
+        match self {
+            Self::TwoTogether => Some(false),
+            Self::TwoApart => Some(true),
+            _ => None,
+        }
     }
 }
 

@@ -302,6 +302,11 @@ fn notes_for(header: &Header, rows: &[Row]) -> Vec<String> {
             "ping-same-session: the generator's loop asks and answers; a reference relay carries the ping on a connection of its own.".to_owned(),
         );
     }
+    if rows.iter().any(|row| row.relay == Relay::TwoApart.name()) {
+        notes.push(
+            "Two workers: each on a core of its own where the machine has three; with two they share the relay's, because the other one is the generator's, and what data costs on its way between cores is not in the row.".to_owned(),
+        );
+    }
     let priorities: Vec<bool> = rows
         .iter()
         .filter(|row| row.workload != "ping-same-session")

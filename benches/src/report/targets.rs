@@ -42,7 +42,11 @@ const fn on_poll(target: Target) -> Target {
     Target { ours: Relay::RingwirePoll, ..target }
 }
 
-const ALL: [Target; 18] = [
+const fn apart(workload: &'static str) -> Target {
+    Target { ours: Relay::TwoApart, ..ratio(workload, CPU, &[Relay::TwoTogether], 1.35) }
+}
+
+const ALL: [Target; 20] = [
     ratio("bulk64k-1x8", CPU, COPIES, 1.25),
     ratio("bulk64k-8x1", CPU, COPIES, 1.25),
     ratio("bulk64k-1x8", CPU, &[Relay::Splice], 1.8),
@@ -61,6 +65,8 @@ const ALL: [Target; 18] = [
     ratio("bulk64k-1x8", CPU, &[Relay::Haproxy], 1.25),
     on_poll(ratio("bulk64k-1x8", CPU, &[Relay::Epoll], 1.15)),
     on_poll(ratio("bulk64k-8x1", CPU, &[Relay::Epoll], 1.15)),
+    apart("bulk64k-1x8"),
+    apart("bulk64k-8x1"),
 ];
 
 /// A target and what was found.
