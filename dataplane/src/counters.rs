@@ -145,8 +145,6 @@ counters! {
     RefusedDraining => "refused_draining_total",
     /// A stream was refused: the destination cannot take another stream now.
     RefusedOpen => "refused_open_total",
-    /// A stream was refused: its destination is with another worker, whose mailbox was full.
-    RefusedMailbox => "refused_mailbox_total",
     /// A stream was refused: the destination's response was missing, invalid or a refusal.
     RefusedResponse => "refused_response_total",
     /// A stream was closed because its request or response did not come in time.

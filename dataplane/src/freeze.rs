@@ -5,11 +5,15 @@
 //! a byte is lost or doubled. Connections stay with the driver; their keys are in the blob. Strangers in the middle of their
 //! handshake are let go: they try again.
 //!
+//! A worker of several is frozen while the others go on: what they have for it waits in its mailbox, its place in the team is handed
+//! over beside the blob, and so are its driver and with it the pages it has lent. What it borrowed is copied and goes home.
+//!
 //! The blob holds session keys: it is erased when dropped and must stay between the two workers.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use ringwire_exchange::WorkerIndex;
 use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::TransportKey;
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
@@ -23,10 +27,11 @@ use crate::lane::Lane;
 use crate::prefix::Prefix;
 use crate::session::{CloseReason, Mux, Open, Phase, Session, Target};
 use crate::slab::{Key, Slab};
+use crate::team::{Dialling, Owes, StandIn, Team};
 use crate::worker::{Settings, Timer, Worker};
 
 /// Changes whenever the layout below does: a blob of another version is refused.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// A frozen worker. Erased when dropped.
 pub struct Frozen(Zeroizing<Vec<u8>>);
@@ -103,6 +108,8 @@ struct FrozenSession {
     receive_key: [u8; 32],
     sent_objects: u64,
     replay: WindowReplay,
+    /// That of its entry in the directory, if that outlives the worker.
+    generation: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -132,6 +139,24 @@ struct FrozenHalf {
     blocked_since: Option<Nanos>,
     blocked_ns: u64,
     deadline: Nanos,
+    crosses: bool,
+    stand_in: Option<FrozenStandIn>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct FrozenStandIn {
+    worker: WorkerIndex,
+    half: Key,
+    peer: Vec<u8>,
+    dialling: Option<(u64, Vec<u8>)>,
+    answer: Option<Vec<u8>>,
+    delivered: usize,
+    owes: Owes,
+    lent_len: usize,
+    lent_since: Nanos,
+    backlog: usize,
+    blocked_ns: Nanos,
+    window: usize,
 }
 
 /// Turns a recall may take; each waits up to `RECALL_WAIT_NS`.
@@ -143,7 +168,15 @@ impl<D: Driver> Worker<D> {
     ///
     /// # Errors
     /// The driver's; then the connections are lost with it.
-    pub fn freeze(mut self) -> Result<(D, Frozen), FreezeError> {
+    pub fn freeze(self) -> Result<(D, Frozen), FreezeError> {
+        self.freeze_of_team().map(|(driver, frozen, _)| (driver, frozen))
+    }
+
+    /// As [`freeze`](Self::freeze), for a worker of several: with its place among them, for its successor on the same driver.
+    ///
+    /// # Errors
+    /// As for `freeze`.
+    pub fn freeze_of_team(mut self) -> Result<(D, Frozen, Option<Team>), FreezeError> {
         self.recall()?;
         let half_open: Vec<Key> = self
             .sessions
@@ -154,6 +187,7 @@ impl<D: Driver> Worker<D> {
         for key in half_open {
             self.close_session(key, CloseReason::Stopping);
         }
+        self.recall_dials();
         let sessions = std::mem::take(&mut self.sessions);
         let halves = std::mem::take(&mut self.halves);
         let frozen = FrozenWorker {
@@ -169,7 +203,11 @@ impl<D: Driver> Worker<D> {
         };
         let bytes = Zeroizing::new(postcard::to_allocvec(&frozen)?);
         debug_assert!(self.nodes.is_empty(), "every queue was written out");
-        Ok((self.driver, Frozen(bytes)))
+        let mut team = self.team.take();
+        if let Some(team) = &mut team {
+            team.forget_listed();
+        }
+        Ok((self.driver, Frozen(bytes), team))
     }
 
     /// Goes on where a frozen worker stopped. `driver` has its connections, by the same keys; the other arguments are as for
@@ -187,12 +225,33 @@ impl<D: Driver> Worker<D> {
         counters: Arc<CounterBlock>,
         stop: Arc<AtomicBool>,
     ) -> Result<Self, FreezeError> {
+        Self::thaw_in_team(frozen, None, driver, listeners, settings, lane, counters, stop)
+    }
+
+    /// As [`thaw`](Self::thaw), with the place among several workers that the frozen one had.
+    ///
+    /// # Errors
+    /// As for `thaw`.
+    #[allow(clippy::too_many_arguments, reason = "those of `new`, the bytes and the team")]
+    pub fn thaw_in_team(
+        frozen: &Frozen,
+        team: Option<Team>,
+        driver: D,
+        listeners: usize,
+        settings: Settings,
+        lane: Box<dyn Lane>,
+        counters: Arc<CounterBlock>,
+        stop: Arc<AtomicBool>,
+    ) -> Result<Self, FreezeError> {
         let (version, _) = postcard::take_from_bytes::<u32>(&frozen.0)?;
         if version != VERSION {
             return Err(FreezeError::Version { found: version });
         }
         let frozen: FrozenWorker = postcard::from_bytes(&frozen.0)?;
         let mut worker = Self::new(driver, listeners, settings, lane, counters, stop);
+        if let Some(team) = team {
+            worker.join(team);
+        }
         let needed = frozen.halves.iter().map(|(_, half)| half.queue.len() + half.early.len()).sum();
         let mut halves = Vec::with_capacity(frozen.halves.len());
         for (key, half) in frozen.halves {
@@ -259,6 +318,8 @@ impl<D: Driver> Worker<D> {
             blocked_since: half.blocked_since,
             blocked_ns: half.blocked_ns,
             deadline: half.deadline,
+            crosses: half.crosses,
+            stand_in: half.stand_in.map(|stand_in| freeze_stand_in(*stand_in)),
         }
     }
 
@@ -302,6 +363,11 @@ impl<D: Driver> Worker<D> {
         half.blocked_since = frozen.blocked_since;
         half.blocked_ns = frozen.blocked_ns;
         half.deadline = frozen.deadline;
+        half.crosses = frozen.crosses;
+        half.stand_in = match frozen.stand_in {
+            None => None,
+            Some(stand_in) => Some(Box::new(thaw_stand_in(stand_in)?)),
+        };
         self.budget.promise(half.promised);
         Some(half)
     }
@@ -346,7 +412,11 @@ impl<D: Driver> Worker<D> {
             let prefix = Prefix::from(session.peer_address.ip());
             let peer = session.open().map(|open| open.peer);
             self.file_socket(socket, key);
-            self.enter_directory(key);
+            // The directory of several outlives each: a session that was displaced meanwhile must not come back, and the letter
+            // that closes it is on its way.
+            if self.team.is_none() {
+                self.enter_directory(key);
+            }
             if self.settings.sessions_per_address.is_some()
                 && let Some(peer) = peer
             {
@@ -360,6 +430,44 @@ impl<D: Driver> Worker<D> {
         self.counters.count(Counter::Thaws);
         self.forward();
     }
+}
+
+fn freeze_stand_in(stand_in: StandIn) -> FrozenStandIn {
+    FrozenStandIn {
+        worker: stand_in.worker,
+        half: stand_in.half,
+        peer: stand_in.peer.as_bytes().to_vec(),
+        dialling: stand_in.dialling.map(|dial| (dial.generation, dial.signed.to_vec())),
+        answer: stand_in.answer.map(|signed| signed.to_vec()),
+        delivered: stand_in.delivered,
+        owes: stand_in.owes,
+        lent_len: stand_in.lent_len,
+        lent_since: stand_in.lent_since,
+        backlog: stand_in.backlog,
+        blocked_ns: stand_in.blocked_ns,
+        window: stand_in.window,
+    }
+}
+
+fn thaw_stand_in(frozen: FrozenStandIn) -> Option<StandIn> {
+    let peer = PublicKey::from_bytes(&frozen.peer).ok()?;
+    let dialling = frozen.dialling.map(|(generation, signed)| Dialling {
+        generation,
+        signed: Arc::from(signed),
+        unsent: None,
+    });
+    Some(StandIn {
+        dialling,
+        answer: frozen.answer.map(Arc::from),
+        delivered: frozen.delivered,
+        owes: frozen.owes,
+        lent_len: frozen.lent_len,
+        lent_since: frozen.lent_since,
+        backlog: frozen.backlog,
+        blocked_ns: frozen.blocked_ns,
+        window: frozen.window,
+        ..StandIn::new(frozen.worker, frozen.half, peer)
+    })
 }
 
 fn freeze_session(session: Session) -> Option<FrozenSession> {
@@ -380,6 +488,7 @@ fn freeze_session(session: Session) -> Option<FrozenSession> {
         receive_key: *open.receive_key.expose(),
         sent_objects: open.sealer.counter(),
         replay: open.opener.replay().clone(),
+        generation: open.generation,
     })
 }
 
@@ -397,7 +506,7 @@ fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
         opener: Opener::with_replay(&receive_key, frozen.replay),
         send_key,
         receive_key,
-        generation: 0,
+        generation: frozen.generation,
         promised: 0,
         round_trip_ns: None,
         pinged_at: 0,

@@ -53,4 +53,4 @@ pub use server::{
     AttachError, Server, ServerConfig, StartError, StopError, Stuck, WorkerDescriptors, Workers,
 };
 pub use session::CloseReason;
-pub use waker::Waker;
+pub use waker::{WakeEvent, Waker};

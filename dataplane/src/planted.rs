@@ -1,9 +1,9 @@
-//! Deliberate bugs for the simulator to catch: proof that its oracle sees. Compiled in with the feature `planted` only;
+//! Twelve deliberate bugs for the simulator to catch: proof that its oracle sees. Compiled in with the feature `planted` only;
 //! without it every question is answered "no" at compile time.
 //!
 //! Chosen per thread, so that tests on several threads do not disturb each other.
 
-/// One of them.
+/// One of the twelve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
     /// A blocked stream sends one byte more than its credit.
@@ -33,8 +33,8 @@ pub enum Bug {
 }
 
 impl Bug {
-    /// Those that one worker alone shows.
-    pub const ALL: [Self; 10] = [
+    /// All of them; the last two show only between several workers.
+    pub const ALL: [Self; 12] = [
         Self::CreditOffByOne,
         Self::FinishBeforeData,
         Self::SlotReturnedTwice,
@@ -45,6 +45,8 @@ impl Bug {
         Self::TimerOnDeadSlot,
         Self::StarvationOfOneStream,
         Self::HeaderOverNeighbour,
+        Self::LoanReturnedEarly,
+        Self::FinishBeforeLetters,
     ];
 }
 

@@ -12,7 +12,7 @@ use rustix::io::{IoSliceMut, ReadWriteFlags};
 
 /// The driver's side. See the module's head.
 #[derive(Debug)]
-pub(crate) struct WakeEvent(Arc<OwnedFd>);
+pub struct WakeEvent(Arc<OwnedFd>);
 
 /// Interrupts a worker's wait from another thread.
 #[derive(Debug, Clone)]
@@ -20,22 +20,22 @@ pub struct Waker(Arc<OwnedFd>);
 
 impl WakeEvent {
     /// A new event, not set. Errors are the kernel's: descriptors are used up.
-    pub(crate) fn new() -> io::Result<Self> {
+    pub fn new() -> io::Result<Self> {
         Ok(Self(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)))
     }
 
     /// A handle that sets it.
-    pub(crate) fn waker(&self) -> Waker {
+    pub fn waker(&self) -> Waker {
         Waker(Arc::clone(&self.0))
     }
 
-    /// Unsets it.
-    pub(crate) fn clear(&self) {
-        // An event that is not set has nothing to clear. "No wait" in the call: another process may hold the event too, and
+    /// Unsets it. Says whether it was set.
+    pub fn clear(&self) -> bool {
+        // "No wait" in the call: another process may hold the event too, and
         // could have made it blocking and cleared it.
         let mut count = [0; 8];
         let mut place = [IoSliceMut::new(&mut count)];
-        let _ = rustix::io::preadv2(&*self.0, &mut place, u64::MAX, ReadWriteFlags::NOWAIT);
+        rustix::io::preadv2(&*self.0, &mut place, u64::MAX, ReadWriteFlags::NOWAIT).is_ok()
     }
 }
 

@@ -22,8 +22,10 @@ use crate::world::{Wake, World};
 /// See the module's head.
 #[derive(Debug)]
 pub struct SimDriver {
-    /// Everything outside the worker.
-    pub world: World,
+    /// Everything outside the workers, while this driver's worker has its turn.
+    pub world: Box<World>,
+    /// Which worker's it is.
+    worker: usize,
     pool: Pool,
     plan: KernelPlan,
     random: Random,
@@ -102,11 +104,12 @@ const EPIPE: i32 = 32;
 const EMFILE: i32 = 24;
 
 impl SimDriver {
-    /// A kernel with these faults around a world.
-    pub fn new(world: World, plan: KernelPlan, random: Random) -> std::io::Result<Self> {
+    /// A kernel with these faults around a world, for worker number `worker`.
+    pub fn new(world: World, worker: usize, plan: KernelPlan, random: Random) -> std::io::Result<Self> {
         let mut driver = Self {
             pool: Pool::new(plan.memory_pages * PAGE_LEN)?,
-            world,
+            world: Box::new(world),
+            worker,
             plan,
             random,
             ring: VecDeque::new(),
@@ -145,6 +148,11 @@ impl SimDriver {
             .filter(|slot| slot.generation == key.generation && slot.wire.is_some())
     }
 
+    /// A socket in the log: those of one worker are told from another's.
+    fn name(&self, index: u32) -> u32 {
+        10_000 * self.worker as u32 + index
+    }
+
     fn key(&self, index: u32) -> SocketKey {
         SocketKey { index, generation: self.sockets[index as usize].generation }
     }
@@ -178,7 +186,7 @@ impl SimDriver {
                         }
                     }
                     let at = self.world.now + self.random.range(0, self.plan.cancel_ns);
-                    self.world.schedule(at, Wake::Cancel(key.index, key.generation));
+                    self.world.schedule(at, Wake::Cancel(self.worker, key.index, key.generation));
                 }
             }
         }
@@ -186,14 +194,14 @@ impl SimDriver {
     }
 
     fn accept_waiting(&mut self) {
-        while self.accepts && !self.world.backlog.is_empty() {
+        while self.accepts && !self.world.backlogs[self.worker].is_empty() {
             if self.random.chance(self.plan.accept_fails) {
                 self.accepts = false;
                 self.world.log.note(self.world.now, Event::AcceptFailed { error: EMFILE });
                 self.complete(Finished::Other(Completion::AcceptFailed { listener: 0, error: EMFILE }));
                 return;
             }
-            let Some(wire) = self.world.backlog.pop_front() else { return };
+            let Some(wire) = self.world.backlogs[self.worker].pop_front() else { return };
             let index = self.free.pop().unwrap_or_else(|| {
                 self.sockets.push(Slot::default());
                 (self.sockets.len() - 1) as u32
@@ -203,7 +211,9 @@ impl SimDriver {
             self.world.wires[wire].socket = Some(index);
             let socket = self.key(index);
             let generation = socket.generation;
-            self.world.log.note(self.world.now, Event::Accepted { wire, socket: index, generation });
+            self.world
+                .log
+                .note(self.world.now, Event::Accepted { wire, socket: self.name(index), generation });
             let peer = self.world.wires[wire].peer;
             // Strangers share an address: a flood comes from somewhere.
             let address = match self.world.ledger.plan.peers[peer].character {
@@ -260,7 +270,9 @@ impl SimDriver {
         }
         let slot = &mut self.sockets[index as usize];
         (slot.receiving, slot.receive_pending, slot.receive_recalled) = (false, false, false);
-        self.world.log.note(now, Event::Received { socket: index, len, pages: pages.len(), digest });
+        self.world
+            .log
+            .note(now, Event::Received { socket: self.name(index), len, pages: pages.len(), digest });
         self.complete(Finished::Received { socket: key, pages });
         self.world.touched(wire);
     }
@@ -274,7 +286,7 @@ impl SimDriver {
             ReceiveEnd::Cancelled => "cancelled",
             ReceiveEnd::Failed(_) => "failed",
         };
-        self.world.log.note(self.world.now, Event::ReceiveEnded { socket: socket.index, why });
+        self.world.log.note(self.world.now, Event::ReceiveEnded { socket: self.name(socket.index), why });
         self.complete(Finished::Other(Completion::ReceiveEnded { socket, reason }));
     }
 
@@ -343,11 +355,12 @@ impl SimDriver {
     fn end_send(&mut self, socket: SocketKey, outcome: Result<usize, i32>) {
         let Some(sending) = self.sockets[socket.index as usize].sending.take() else { return };
         let asked = sending.gather.len() - sending.gather.sent();
+        let name = self.name(socket.index);
         self.world.log.note(
             self.world.now,
             match outcome {
-                Ok(taken) => Event::Sent { socket: socket.index, asked, taken, digest: sending.digest },
-                Err(error) => Event::SendFailed { socket: socket.index, error },
+                Ok(taken) => Event::Sent { socket: name, asked, taken, digest: sending.digest },
+                Err(error) => Event::SendFailed { socket: name, error },
             },
         );
         self.complete(Finished::Other(Completion::Sent { socket, gather: sending.gather, outcome }));
@@ -395,7 +408,7 @@ impl SimDriver {
         let now = self.world.now;
         self.world.wires[wire].socket = None;
         self.world.wires[wire].duplex.close(now, Side::B);
-        self.world.log.note(now, Event::Closed { socket: index });
+        self.world.log.note(now, Event::Closed { socket: self.name(index) });
         self.complete(Finished::Other(Completion::Closed { socket: key }));
         self.world.touched(wire);
     }
@@ -409,12 +422,60 @@ impl SimDriver {
         }
     }
 
-    fn step(&mut self) {
-        match self.world.step() {
-            Some(Wake::Wire(wire)) => self.poke(wire),
-            Some(Wake::Connected(_)) => self.accept_waiting(),
-            Some(Wake::Cancel(index, generation)) => self.cancel(index, generation),
-            Some(_) | None => {}
+    /// Lets the next event happen.
+    pub fn step(&mut self) {
+        if let Some(wake) = self.world.step() {
+            match self.world.worker_of(wake) {
+                Some(worker) if worker != self.worker => self.world.deferred.push(wake),
+                Some(_) => self.take(wake),
+                None => {}
+            }
+        }
+    }
+
+    /// An event of this worker's has happened.
+    pub fn take(&mut self, wake: Wake) {
+        match wake {
+            Wake::Wire(wire) => self.poke(wire),
+            Wake::Connected(_) => self.accept_waiting(),
+            Wake::Cancel(_, index, generation) => self.cancel(index, generation),
+            _ => {}
+        }
+    }
+
+    /// The kernel takes what was asked for. With [`has_news`](Self::has_news) and [`leave`](Self::leave) a turn in parts, for
+    /// several workers in one time.
+    pub fn enter(&mut self) {
+        self.world.now += self.random.range(0, self.plan.turn_ns);
+        self.refill();
+        self.submit();
+    }
+
+    /// Whether there is something for the worker, in a wait with so much company.
+    pub fn has_news(&self, now: Nanos, company_us: u32) -> bool {
+        let mut visible = self.ready.iter().filter(|ready| ready.visible_at <= now).peekable();
+        if company_us == 0 || visible.peek().is_none() {
+            return visible.peek().is_some();
+        }
+        let longest = visible.clone().map(|ready| now - ready.visible_at).max().unwrap_or(0);
+        visible.count() >= COMPANY_WANTED || longest >= u64::from(company_us) * 1000
+    }
+
+    /// When [`has_news`](Self::has_news) changes by the clock alone.
+    pub fn news_at(&self, company_us: u32) -> Option<Nanos> {
+        let first = self.ready.iter().map(|ready| ready.visible_at).min()?;
+        Some(first + u64::from(company_us) * 1000)
+    }
+
+    /// What finished, for the worker.
+    pub fn leave(&mut self, batch: &mut Batch) {
+        assert!(batch.spans.is_empty(), "the worker released the last batch");
+        batch.completions.clear();
+        batch.exhausted = false;
+        self.collect(batch);
+        if !batch.completions.is_empty() {
+            let (completions, exhausted) = (batch.completions.len(), batch.exhausted);
+            self.world.log.note(self.world.now, Event::Turn { completions, exhausted });
         }
     }
 
@@ -550,7 +611,7 @@ impl Driver for SimDriver {
     fn close(&mut self, socket: SocketKey) {
         let Some(slot) = self.slot(socket).filter(|slot| !slot.closing) else { return };
         slot.closing = true;
-        self.world.log.note(self.world.now, Event::Closing { socket: socket.index });
+        self.world.log.note(self.world.now, Event::Closing { socket: self.name(socket.index) });
         self.submitted.push(Operation::Close(socket));
     }
 

@@ -235,7 +235,8 @@ impl Ledger {
                 format!("bridge {bridge}: {role:?} learned of its partner's end after {waited} s"),
             );
         }
-        if own.left_at.is_some() || lost_at.is_some() || self.is_quiescing {
+        // Workers stop one after another: what one closes, another may still tell.
+        if own.left_at.is_some() || lost_at.is_some() || self.is_quiescing || self.is_ending {
             return;
         }
         let told_after = now - self.bridges[bridge].dialled_at;

@@ -21,6 +21,7 @@ pub mod peer;
 pub mod plan;
 pub mod run;
 pub mod scenario;
+mod several;
 pub mod steady;
 pub mod world;
 

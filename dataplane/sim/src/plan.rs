@@ -16,6 +16,8 @@ pub struct Plan {
     pub bridges: Vec<BridgePlan>,
     /// How the kernel behaves.
     pub kernel: KernelPlan,
+    /// Workers of the server. Connections are dealt to them by chance, as the kernel does.
+    pub workers: usize,
     /// Buffer memory may run out: streams may be refused and reset for that reason alone.
     pub is_tight: bool,
     /// When what must complete has to be complete, and everybody ends what is left.
@@ -282,9 +284,16 @@ pub struct KernelPlan {
     pub turn_ns: Nanos,
     /// Longest wait for company the worker may choose, in microseconds.
     pub company_us_max: u32,
+    /// A worker of several is not let run, after one in a million turns of so many, for up to `pause_ns`.
+    pub pauses: u32,
+    /// How long at most; at most [`PAUSES_MAX`] times in a run.
+    pub pause_ns: Nanos,
     /// How fast the handshake lane is.
     pub lane: LanePlan,
 }
+
+/// Pauses of workers in one run.
+pub const PAUSES_MAX: u32 = 8;
 
 /// The handshake lane of a run.
 #[derive(Debug, Clone, Copy)]
@@ -313,6 +322,8 @@ impl KernelPlan {
             accept_fails: 0,
             turn_ns: 2_000,
             company_us_max: 100,
+            pauses: 0,
+            pause_ns: 0,
             lane: LanePlan { hands: 1, cost_ns: 200_000, jobs_max: usize::MAX },
         }
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use ringwire_dataplane::counters::{Counter, CounterBlock, Counters};
 use ringwire_dataplane::driver::{Batch, DriverError, Nanos};
+use ringwire_dataplane::inspect::Inspection;
 use ringwire_dataplane::lane::{InlineLane, Lane};
 use ringwire_dataplane::worker::{Identity, Settings, Worker};
 use ringwire_netem::{Random, SECOND_NS};
@@ -62,7 +63,7 @@ pub fn quiet_panics() {
 }
 
 /// Turns after which a run counts as never ending.
-const TURNS_MAX: u64 = 3_000_000;
+pub(crate) const TURNS_MAX: u64 = 3_000_000;
 
 /// Runs a seed. `trace`: keep a readable line for each event.
 pub fn run_seed(seed: u64, trace: bool) -> Report {
@@ -74,7 +75,8 @@ pub fn run_plan(plan: Plan, trace: bool) -> Report {
     let (seed, theme, bridges) = (plan.seed, plan.theme, plan.bridges.len());
     let lines = trace.then(Lines::default);
     let counters = Arc::new(CounterBlock::default());
-    let mut run = Run { worker: None, fabric: Fabric::new(&plan, Arc::clone(&counters)) };
+    let mut run =
+        Run { workers: Vec::new(), home: 0, pauses: 0, fabric: Fabric::new(&plan, Arc::clone(&counters)) };
     let outcome = catch_unwind(AssertUnwindSafe(|| run.go(plan, lines.clone())));
     let mut report = Report {
         seed,
@@ -88,7 +90,7 @@ pub fn run_plan(plan: Plan, trace: bool) -> Report {
         failure: outcome.as_ref().err().map(|panic| Failure { at: 0, what: panic_words(&**panic) }),
         trace: Vec::new(),
     };
-    if let Some(worker) = &mut run.worker {
+    if let Some(worker) = run.workers.get_mut(run.home) {
         let world = &mut worker.driver().world;
         report.hash = world.log.hash();
         report.events = world.log.events();
@@ -102,7 +104,7 @@ pub fn run_plan(plan: Plan, trace: bool) -> Report {
     report.trace = lines.map(|lines| lines.take()).unwrap_or_default();
     if report.failure.is_some() {
         // A worker that broke a promise may break another while it is dropped.
-        std::mem::forget(run.worker);
+        std::mem::forget(run.workers);
     }
     report
 }
@@ -121,15 +123,17 @@ fn turn_worker(worker: &mut Worker<SimDriver>, batch: &mut Batch) -> Result<(), 
 }
 
 /// What every worker of a run is made of.
-struct Fabric {
+pub(crate) struct Fabric {
     entropy: SeededEntropy,
     identity: Arc<Identity>,
     settings: Settings,
-    counters: Arc<CounterBlock>,
-    stop: Arc<AtomicBool>,
+    pub(crate) counters: Arc<CounterBlock>,
+    pub(crate) stop: Arc<AtomicBool>,
     lane: LanePlan,
     handovers: u64,
-    seed: u64,
+    /// Lanes made so far.
+    lanes: u64,
+    pub(crate) seed: u64,
 }
 
 impl Fabric {
@@ -140,13 +144,15 @@ impl Fabric {
         let settings = Settings { company_us_max: plan.kernel.company_us_max, ..Settings::default() };
         let stop = Arc::new(AtomicBool::new(false));
         let (lane, seed) = (plan.kernel.lane, plan.seed);
-        Self { entropy, identity, settings, counters, stop, lane, handovers: 0, seed }
+        Self { entropy, identity, settings, counters, stop, lane, handovers: 0, lanes: 0, seed }
     }
 
     /// A lane of its own for each worker; what an old one had begun is lost with it.
-    fn lane(&self) -> Box<dyn Lane> {
-        let entropy = Box::new(SeededEntropy::new(self.seed.rotate_left(32) ^ self.handovers));
-        let mut random = Random::new(self.seed).fork(0x6c61_6e65 ^ self.handovers << 32);
+    fn lane(&mut self) -> Box<dyn Lane> {
+        let number = self.lanes;
+        self.lanes += 1;
+        let entropy = Box::new(SeededEntropy::new(self.seed.rotate_left(32) ^ number));
+        let mut random = Random::new(self.seed).fork(0x6c61_6e65 ^ number << 32);
         let LanePlan { hands, cost_ns, jobs_max } = self.lane;
         let cost = Box::new(move || random.range(0, cost_ns));
         let identity = Arc::clone(&self.identity);
@@ -154,10 +160,14 @@ impl Fabric {
     }
 }
 
-/// A run with its worker.
-struct Run {
-    worker: Option<Worker<SimDriver>>,
-    fabric: Fabric,
+/// A run with its workers.
+pub(crate) struct Run {
+    pub(crate) workers: Vec<Worker<SimDriver>>,
+    /// Whose driver has the world.
+    pub(crate) home: usize,
+    /// How often a worker was not let run.
+    pub(crate) pauses: u32,
+    pub(crate) fabric: Fabric,
 }
 
 impl Run {
@@ -180,22 +190,26 @@ impl Run {
             )
         });
         let peers: Vec<Peer> = peers.collect();
-        let (kernel, stops) = (plan.kernel.clone(), plan.stops_with_sessions);
+        let (kernel, stops, workers) = (plan.kernel.clone(), plan.stops_with_sessions, plan.workers);
         let world = World::new(Ledger::new(plan), peers, absent, Log::new(lines), random.fork(1));
-        let driver = match SimDriver::new(world, kernel, random.fork(2)) {
-            Ok(driver) => driver,
-            Err(error) => panic!("no buffer memory: {error}"),
-        };
-        let (counters, stop) = (Arc::clone(&fabric.counters), Arc::clone(&fabric.stop));
-        let worker = Worker::new(driver, 1, fabric.settings.clone(), fabric.lane(), counters, stop);
-        self.worker = Some(worker);
-        self.drive(stops);
+        let mut worlds: Vec<World> = (1..workers).map(|_| world.nowhere()).collect();
+        worlds.insert(0, world);
+        for (index, world) in worlds.into_iter().enumerate() {
+            let driver = match SimDriver::new(world, index, kernel.clone(), random.fork(2 + index as u64)) {
+                Ok(driver) => driver,
+                Err(error) => panic!("no buffer memory: {error}"),
+            };
+            let (counters, stop) = (Arc::clone(&fabric.counters), Arc::clone(&fabric.stop));
+            let worker = Worker::new(driver, 1, fabric.settings.clone(), fabric.lane(), counters, stop);
+            self.workers.push(worker);
+        }
+        if workers > 1 { self.drive_several(stops) } else { self.drive(stops) }
     }
 
     /// Turns the worker until the plan is through or a promise is broken.
     fn drive(&mut self, stops_with_sessions: bool) {
         let mut batch = Batch::default();
-        while let Some(worker) = &mut self.worker {
+        while let [worker] = &mut self.workers[..] {
             let turned = turn_worker(worker, &mut batch);
             let counters = &*self.fabric.counters;
             let world = &mut worker.driver().world;
@@ -213,31 +227,31 @@ impl Run {
                 continue;
             }
             if world.is_stop_due {
-                return check_stop(worker, counters, &self.fabric.stop);
+                return self.check_stop();
             }
             if std::mem::take(&mut world.is_handover_due) {
-                self.hand_over();
+                self.hand_over(0);
                 continue;
             }
             match world.phase {
                 Phase::Settled => {
-                    check_settled(worker);
+                    self.check_settled();
                     if stops_with_sessions {
-                        return check_stop(worker, counters, &self.fabric.stop);
+                        return self.check_stop();
                     }
                 }
-                Phase::Over => return check_over(worker, counters),
+                Phase::Over => return self.check_over(),
                 Phase::Busy | Phase::Quiesce | Phase::Leave => {}
             }
         }
     }
 
-    /// Freezes the worker; another one goes on.
-    fn hand_over(&mut self) {
-        let Some(worker) = self.worker.take() else { return };
+    /// Freezes a worker, which has the world; another one goes on in its place.
+    pub(crate) fn hand_over(&mut self, index: usize) {
+        let worker = self.workers.remove(index);
         let fabric = &mut self.fabric;
         fabric.handovers += 1;
-        let (mut driver, frozen) = match worker.freeze() {
+        let (mut driver, frozen, team) = match worker.freeze_of_team() {
             Ok(parts) => parts,
             Err(error) => panic!("the worker was not frozen: {error}"),
         };
@@ -245,105 +259,136 @@ impl Run {
         let now = driver.world.now;
         driver.world.log.note(now, Event::HandedOver { bytes });
         let (counters, stop) = (Arc::clone(&fabric.counters), Arc::clone(&fabric.stop));
-        match Worker::thaw(&frozen, driver, 1, fabric.settings.clone(), fabric.lane(), counters, stop) {
-            Ok(worker) => self.worker = Some(worker),
+        let (settings, lane) = (fabric.settings.clone(), fabric.lane());
+        match Worker::thaw_in_team(&frozen, team, driver, 1, settings, lane, counters, stop) {
+            Ok(worker) => self.workers.insert(index, worker),
             Err(error) => panic!("the worker was not thawed: {error}"),
         }
     }
-}
 
-/// Streams are gone; sessions of those who live are up.
-fn check_settled(worker: &mut Worker<SimDriver>) {
-    let inspection = worker.inspect();
-    let world = &mut worker.driver().world;
-    let now = world.now;
-    let open = world.peers.iter().filter(|peer| peer.is_open()).count();
-    let streams: usize = world.peers.iter().map(Peer::stream_count).sum();
-    let healthy = (0..world.peers.len()).filter(|peer| world.ledger.plan.is_healthy(*peer)).count();
-    let rude = world.ledger.plan.peers.iter().any(|peer| peer.character != Character::Honest);
-    let mut wrong = Vec::new();
-    if inspection.halves != 0 || inspection.streams != 0 {
-        wrong.push(format!("{} halves and {} streams are left", inspection.halves, inspection.streams));
+    /// Everything outside the workers.
+    pub(crate) fn world(&mut self) -> &mut World {
+        &mut self.workers[self.home].driver().world
     }
-    if inspection.spans_queued != 0 || inspection.pool_held_len != 0 {
-        wrong.push(format!(
-            "{} spans and {} bytes are held",
-            inspection.spans_queued, inspection.pool_held_len
-        ));
-    }
-    if inspection.promised_len != 0 {
-        wrong.push(format!("{} bytes of credit are promised to nobody", inspection.promised_len));
-    }
-    if open < healthy || inspection.sessions < healthy {
-        wrong.push(format!(
-            "{open} sessions of {healthy} that must live, {} at the server",
-            inspection.sessions
-        ));
-    }
-    if streams != 0 && !rude {
-        wrong.push(format!("{streams} streams are left at peers"));
-    }
-    if !wrong.is_empty() {
-        world.ledger.fail(now, format!("not settled: {}", wrong.join("; ")));
-    }
-}
 
-/// Everything is back where it was at the start.
-fn check_over(worker: &mut Worker<SimDriver>, counters: &CounterBlock) {
-    let inspection = worker.inspect();
-    let missing = worker.driver().pages_missing();
-    let sockets = worker.driver().sockets_open();
-    let mut wrong = Vec::new();
-    for (opened, closed) in [
-        (Counter::ConnectionsAccepted, Counter::ConnectionsClosed),
-        (Counter::SessionsOpened, Counter::SessionsClosed),
-        (Counter::StreamsOpened, Counter::StreamsClosed),
-        (Counter::ForwardsOpened, Counter::ForwardsClosed),
-        (Counter::BridgesOpened, Counter::BridgesClosed),
-    ] {
-        let (begun, ended) = (counters.value(opened), counters.value(closed));
-        if begun != ended {
-            wrong.push(format!("{} {begun}, {} {ended}", opened.name(), closed.name()));
+    /// What all workers hold together.
+    fn inspect(&mut self) -> Inspection {
+        let mut sum = Inspection::default();
+        for worker in &mut self.workers {
+            let one = worker.inspect();
+            sum.sessions += one.sessions;
+            sum.halves += one.halves;
+            sum.streams += one.streams;
+            sum.spans_queued += one.spans_queued;
+            sum.pool_held_len += one.pool_held_len;
+            sum.promised_len += one.promised_len;
+            // They share it.
+            sum.directory = one.directory;
+            sum.loans = (sum.loans.0 + one.loans.0, sum.loans.1 + one.loans.1);
+        }
+        sum
+    }
+
+    /// Streams are gone; sessions of those who live are up.
+    pub(crate) fn check_settled(&mut self) {
+        let inspection = self.inspect();
+        let world = self.world();
+        let now = world.now;
+        let open = world.peers.iter().filter(|peer| peer.is_open()).count();
+        let streams: usize = world.peers.iter().map(Peer::stream_count).sum();
+        let healthy = (0..world.peers.len()).filter(|peer| world.ledger.plan.is_healthy(*peer)).count();
+        let rude = world.ledger.plan.peers.iter().any(|peer| peer.character != Character::Honest);
+        let mut wrong = Vec::new();
+        if inspection.halves != 0 || inspection.streams != 0 {
+            wrong.push(format!("{} halves and {} streams are left", inspection.halves, inspection.streams));
+        }
+        if inspection.spans_queued != 0 || inspection.pool_held_len != 0 || inspection.loans != (0, 0) {
+            wrong.push(format!(
+                "{} spans and {} bytes are held, {:?} loans",
+                inspection.spans_queued, inspection.pool_held_len, inspection.loans
+            ));
+        }
+        if inspection.promised_len != 0 {
+            wrong.push(format!("{} bytes of credit are promised to nobody", inspection.promised_len));
+        }
+        if open < healthy || inspection.sessions < healthy {
+            wrong.push(format!(
+                "{open} sessions of {healthy} that must live, {} at the server",
+                inspection.sessions
+            ));
+        }
+        if streams != 0 && !rude {
+            wrong.push(format!("{streams} streams are left at peers"));
+        }
+        if !wrong.is_empty() {
+            world.ledger.fail(now, format!("not settled: {}", wrong.join("; ")));
         }
     }
-    if inspection.sessions + inspection.directory + inspection.halves + sockets != 0 {
-        wrong.push(format!(
-            "{} sessions, {} directory entries, {} halves, {sockets} sockets",
-            inspection.sessions, inspection.directory, inspection.halves
-        ));
-    }
-    if inspection.spans_queued != 0 || inspection.pool_held_len + inspection.promised_len + missing != 0 {
-        let (spans, held) = (inspection.spans_queued, inspection.pool_held_len);
-        let promised = inspection.promised_len;
-        wrong.push(format!("{spans} spans, {held} bytes held, {promised} promised, {missing} pages missing"));
-    }
-    if !wrong.is_empty() {
-        let world = &mut worker.driver().world;
-        let now = world.now;
-        world.ledger.fail(now, format!("not back to the baseline: {}", wrong.join("; ")));
-    }
-}
 
-/// A worker that is told to stop closes everything.
-fn check_stop(worker: &mut Worker<SimDriver>, counters: &CounterBlock, stop: &AtomicBool) {
-    worker.driver().world.ledger.is_ending = true;
-    stop.store(true, Ordering::Release);
-    if worker.run().is_err() {
-        return;
+    /// Everything is back where it was at the start.
+    pub(crate) fn check_over(&mut self) {
+        let inspection = self.inspect();
+        let missing: usize = self.workers.iter_mut().map(|worker| worker.driver().pages_missing()).sum();
+        let sockets: usize = self.workers.iter_mut().map(|worker| worker.driver().sockets_open()).sum();
+        let mut wrong = Vec::new();
+        for (opened, closed) in [
+            (Counter::ConnectionsAccepted, Counter::ConnectionsClosed),
+            (Counter::SessionsOpened, Counter::SessionsClosed),
+            (Counter::StreamsOpened, Counter::StreamsClosed),
+            (Counter::ForwardsOpened, Counter::ForwardsClosed),
+            (Counter::BridgesOpened, Counter::BridgesClosed),
+        ] {
+            let (begun, ended) = (self.fabric.counters.value(opened), self.fabric.counters.value(closed));
+            if begun != ended {
+                wrong.push(format!("{} {begun}, {} {ended}", opened.name(), closed.name()));
+            }
+        }
+        if inspection.sessions + inspection.directory + inspection.halves + sockets != 0 {
+            wrong.push(format!(
+                "{} sessions, {} directory entries, {} halves, {sockets} sockets",
+                inspection.sessions, inspection.directory, inspection.halves
+            ));
+        }
+        if inspection.spans_queued != 0
+            || inspection.pool_held_len + inspection.promised_len + missing != 0
+            || inspection.loans != (0, 0)
+        {
+            let (spans, held) = (inspection.spans_queued, inspection.pool_held_len);
+            let (promised, loans) = (inspection.promised_len, inspection.loans);
+            wrong.push(format!(
+                "{spans} spans, {held} bytes held, {promised} promised, {missing} pages missing, {loans:?} loans"
+            ));
+        }
+        if !wrong.is_empty() {
+            let world = self.world();
+            let now = world.now;
+            world.ledger.fail(now, format!("not back to the baseline: {}", wrong.join("; ")));
+        }
     }
-    let mut batch = Batch::default();
-    // Until the last cancelled operation is home.
-    for _ in 0..10_000 {
-        // Whatever else was planned for the worker does not happen any more.
-        worker.driver().world.is_interrupted = false;
-        if worker.turn(&mut batch).is_err() || worker.driver().world.ledger.failure.is_some() {
+
+    /// A worker that is told to stop closes everything.
+    fn check_stop(&mut self) {
+        let [worker] = &mut self.workers[..] else { return };
+        let counters = &*self.fabric.counters;
+        worker.driver().world.ledger.is_ending = true;
+        self.fabric.stop.store(true, Ordering::Release);
+        if worker.run().is_err() {
             return;
         }
-        if worker.driver().sockets_open() == 0
-            && counters.value(Counter::ConnectionsAccepted) == counters.value(Counter::ConnectionsClosed)
-        {
-            return check_over(worker, counters);
+        let mut batch = Batch::default();
+        // Until the last cancelled operation is home.
+        for _ in 0..10_000 {
+            // Whatever else was planned for the worker does not happen any more.
+            worker.driver().world.is_interrupted = false;
+            if worker.turn(&mut batch).is_err() || worker.driver().world.ledger.failure.is_some() {
+                return;
+            }
+            if worker.driver().sockets_open() == 0
+                && counters.value(Counter::ConnectionsAccepted) == counters.value(Counter::ConnectionsClosed)
+            {
+                break;
+            }
         }
+        self.check_over();
     }
-    check_over(worker, counters);
 }

@@ -40,6 +40,7 @@ pub fn draw(seed: u64) -> Plan {
         peers: Vec::new(),
         bridges: Vec::new(),
         kernel: KernelPlan::smooth(),
+        workers: 1,
         is_tight: false,
         quiesce_at: 0,
         settled_at: 0,
@@ -84,6 +85,12 @@ pub fn draw(seed: u64) -> Plan {
         plan.kernel.cancel_ns = plan.kernel.cancel_ns.min(MS);
     }
     set_times(&mut plan);
+    // Drawn last: what else a seed is does not depend on it.
+    if seed != 0 && random.chance(450_000) {
+        plan.workers = random.range(2, 3) as usize;
+        plan.kernel.pauses = *random.pick(&[0, 2_000, 20_000]);
+        plan.kernel.pause_ns = *random.pick(&[5 * MS, 400 * MS]);
+    }
     plan
 }
 

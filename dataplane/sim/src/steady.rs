@@ -51,6 +51,7 @@ fn empty() -> Plan {
         peers: Vec::new(),
         bridges: Vec::new(),
         kernel: KernelPlan::smooth(),
+        workers: 1,
         is_tight: false,
         quiesce_at: 0,
         settled_at: 0,

@@ -12,7 +12,7 @@ use ringwire_proto::identity::PublicKey;
 use crate::ledger::Ledger;
 use crate::log::{Event, Log};
 use crate::peer::{Context, Peer};
-use crate::plan::Fault;
+use crate::plan::{Fault, Plan};
 
 /// An entry of the heap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,8 +29,8 @@ pub enum Wake {
     Fault(usize, usize, bool),
     /// A bridge is dialled.
     Dial(usize),
-    /// A cancelled socket's operations complete.
-    Cancel(u32, u32),
+    /// The operations of a worker's cancelled socket complete.
+    Cancel(usize, u32, u32),
     /// A completion becomes visible.
     Ready,
     /// The kernel looks whether a connection is stuck.
@@ -67,6 +67,8 @@ pub struct Wire {
     pub duplex: Duplex,
     /// Whose it is.
     pub peer: usize,
+    /// Which worker's listener it came to.
+    pub worker: usize,
     /// The driver's socket, once accepted.
     pub socket: Option<u32>,
     /// The errno of the server's side, once the kernel gave up on it.
@@ -96,12 +98,16 @@ pub struct World {
     pub is_handover_due: bool,
     /// The run loop has to look at the worker before time goes on.
     pub is_interrupted: bool,
-    /// Connections that wait to be accepted.
-    pub backlog: VecDeque<usize>,
+    /// Connections that wait to be accepted, by worker.
+    pub backlogs: Vec<VecDeque<usize>>,
+    /// What happened for another worker's driver than the one that let it happen.
+    pub deferred: Vec<Wake>,
     /// Payload pages read by peers need somewhere to go.
     heap: BinaryHeap<Reverse<(Nanos, u64, Wake)>>,
     inserted: u64,
     steps_at_this_time: u32,
+    /// Turns since something happened.
+    idle_turns: u32,
     keys: Vec<PublicKey>,
     absent: PublicKey,
     random: Random,
@@ -120,6 +126,7 @@ impl World {
     /// A world at the beginning of a run.
     pub fn new(ledger: Ledger, peers: Vec<Peer>, absent: PublicKey, log: Log, random: Random) -> Self {
         let keys = peers.iter().map(|peer| peer.key).collect();
+        let workers = ledger.plan.workers;
         let mut world = Self {
             now: SECOND_NS,
             wires: Vec::new(),
@@ -130,16 +137,24 @@ impl World {
             is_stop_due: false,
             is_handover_due: false,
             is_interrupted: false,
-            backlog: VecDeque::new(),
+            backlogs: (0..workers).map(|_| VecDeque::new()).collect(),
+            deferred: Vec::new(),
             heap: BinaryHeap::new(),
             inserted: 0,
             steps_at_this_time: 0,
+            idle_turns: 0,
             keys,
             absent,
             random,
         };
         world.schedule_plan();
         world
+    }
+
+    /// What the driver of a worker holds while another one has the world.
+    pub fn nowhere(&self) -> Self {
+        let plan = Plan { peers: Vec::new(), bridges: Vec::new(), ..self.ledger.plan.clone() };
+        Self::new(Ledger::new(plan), Vec::new(), self.absent, Log::new(None), self.random.fork(0))
     }
 
     fn schedule_plan(&mut self) {
@@ -216,7 +231,7 @@ impl World {
                 self.run_peer(self.wires[wire].peer);
                 self.reschedule(wire);
             }
-            Wake::Connected(wire) => self.backlog.push_back(wire),
+            Wake::Connected(wire) => self.backlogs[self.wires[wire].worker].push_back(wire),
             Wake::Peer(peer) => {
                 self.peers[peer].timer_fired(self.now);
                 self.run_peer(peer);
@@ -241,6 +256,26 @@ impl World {
             Wake::Cancel(..) | Wake::Ready => {}
         }
         Some(wake)
+    }
+
+    /// A worker took a turn, with completions or without; so many were without since something happened.
+    pub fn count_turn(&mut self, has_completions: bool) -> u32 {
+        self.idle_turns = if has_completions { 0 } else { self.idle_turns + 1 };
+        self.idle_turns
+    }
+
+    /// Something happened.
+    pub fn count_event(&mut self) {
+        self.idle_turns = 0;
+    }
+
+    /// Whose driver has to look at an event.
+    pub fn worker_of(&self, wake: Wake) -> Option<usize> {
+        match wake {
+            Wake::Wire(wire) | Wake::Connected(wire) => Some(self.wires[wire].worker),
+            Wake::Cancel(worker, ..) => Some(worker),
+            _ => None,
+        }
     }
 
     /// The server's side of a connection was used: the peer may have something to do, now or later.
@@ -282,9 +317,12 @@ impl World {
         let wire = self.wires.len();
         let duplex = Duplex::new(plan.up.clone(), plan.down.clone(), &self.random.fork(wire as u64));
         let arrives_at = self.now + plan.up.line.delay_ns;
+        let workers = self.ledger.plan.workers as u64;
+        let worker = self.random.fork(!(wire as u64)).below(workers) as usize;
         self.wires.push(Wire {
             duplex,
             peer,
+            worker,
             socket: None,
             error: None,
             scheduled_at: Nanos::MAX,

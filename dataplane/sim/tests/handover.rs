@@ -2,6 +2,7 @@
 //! verified transfer of 64 streams with short sends and split receives, so with half-received frames, queued chunks and partly
 //! sent frames. The oracle compares every byte.
 
+use ringwire_dataplane::counters::Counter;
 use ringwire_netem::{LineConfig, Nanos, Random, Rate, SECOND_NS, StreamConfig};
 use ringwire_proto::smux::Version;
 use ringwire_sim::plan::{
@@ -78,6 +79,7 @@ fn case(seed: u64) -> Plan {
             short_receive: 300_000,
             ..KernelPlan::smooth()
         },
+        workers: 1,
         is_tight: false,
         quiesce_at: 40 * SECOND_NS,
         settled_at: 80 * SECOND_NS,
@@ -104,4 +106,19 @@ fn a_worker_handed_over_in_mid_transfer_loses_nothing_in_a_thousand_cases() {
             });
         }
     });
+}
+
+#[test]
+fn one_of_several_workers_handed_over_in_mid_transfer_loses_nothing() {
+    let mut crossing = 0;
+    for seed in 0..CASES / 5 {
+        let mut plan = case(CASES + seed);
+        plan.workers = 2 + seed as usize % 2;
+        let payload: u64 = plan.bridges.iter().map(|bridge| bridge.forth.len + bridge.back.len).sum();
+        let report = run_plan(plan, false);
+        assert_eq!(report.failure, None, "case {seed}");
+        assert_eq!(report.bridges, (STREAMS as usize, STREAMS, payload), "case {seed}");
+        crossing += report.counters.value(Counter::BridgesCrossing);
+    }
+    assert!(crossing > CASES / 10 * STREAMS / 2, "{crossing} bridges between workers");
 }

@@ -56,6 +56,7 @@ fn plan(peers: Vec<PeerPlan>, bridges: Vec<BridgePlan>) -> Plan {
         peers,
         bridges,
         kernel: KernelPlan { memory_pages: 65_536, ..KernelPlan::smooth() },
+        workers: 1,
         is_tight: false,
         quiesce_at: 300 * SECOND_NS,
         settled_at: 400 * SECOND_NS,
@@ -272,4 +273,27 @@ fn an_smux_client_that_ignores_its_window_loses_that_stream_alone() {
     assert_eq!(report.counters.value(Counter::StreamViolations), 1);
     assert_eq!(report.counters.value(Counter::SessionViolations), 0);
     assert!(report.counters.value(Counter::BytesDropped) >= 60_000);
+}
+
+#[test]
+fn a_worker_that_is_not_let_run_holds_others_up_and_costs_nobody_a_byte() {
+    // Bulk of several streams each way in small frames, and a worker that stands still for up to 400 ms: its mailbox fills.
+    let flow = FlowPlan { len: 600_000, write_len: 1000, pause_ns: 0, reader: Reader::Eager };
+    let (mut crossing, mut parked) = (0, 0);
+    for seed in 0..8 {
+        let bridges =
+            (0..8).map(|number| bridge(number % 4, (number + 1) % 4, 5 * SECOND_NS, flow)).collect();
+        let peers = (0..4).map(|identity| peer(identity, Manner::Go)).collect();
+        let mut plan = plan(peers, bridges);
+        plan.seed = seed;
+        plan.workers = 2;
+        plan.kernel = KernelPlan { pauses: 20_000, pause_ns: 400_000_000, ..plan.kernel };
+        let report = run_plan(plan, false);
+        assert_eq!(report.failure, None, "seed {seed}");
+        assert_eq!((report.bridges.1, report.bridges.2), (8, 16 * 600_000), "seed {seed}");
+        assert_eq!(report.counters.value(Counter::BytesDropped), 0, "seed {seed}");
+        crossing += report.counters.value(Counter::BridgesCrossing);
+        parked += report.counters.value(Counter::LettersWaited);
+    }
+    assert!(crossing > 0 && parked > 0, "{crossing} crossing, {parked} times parked");
 }

@@ -31,12 +31,14 @@ fn the_thinnest_seed_carries_its_bytes() {
 #[test]
 fn a_first_block_of_seeds_passes() {
     quiet_panics();
-    let mut sessions_smux = 0;
+    let (mut sessions_smux, mut crossing) = (0, 0);
     for seed in 0..100 {
         let report = run_seed(seed, false);
         assert_eq!(report.failure, None, "replay with `cargo xtask sim --seeds 1 --from {seed} --trace`");
         sessions_smux += report.counters.value(Counter::SessionsSmux);
+        crossing += report.counters.value(Counter::BridgesCrossing);
     }
+    assert!(crossing > 100, "{crossing} bridges between workers");
     assert!(sessions_smux > 30, "{sessions_smux} sessions of smux");
 }
 
@@ -62,6 +64,9 @@ fn every_theme_and_every_kind_of_fault_is_drawn() {
     assert!(kernels.iter().any(|kernel| kernel.ring_pages == 1));
     assert!(kernels.iter().any(|kernel| kernel.batch_max == 1));
     assert!(kernels.iter().any(|kernel| kernel.short_send > 0 && kernel.split_receive > 0 && kernel.reorder));
+    let of = |workers| plans.iter().filter(|plan| plan.workers == workers).count();
+    assert!(of(1) > 200 && of(2) > 75 && of(3) > 75, "{} {} {}", of(1), of(2), of(3));
+    assert!(plans.iter().any(|plan| plan.workers > 1 && plan.handovers.len() > 5 && plan.kernel.pauses > 0));
     let completing: usize = plans
         .iter()
         .map(|plan| plan.bridges.iter().filter(|bridge| plan.must_complete(bridge)).count())

@@ -6,7 +6,7 @@ use ringwire_exchange::WorkerIndex;
 use ringwire_exchange::directory::Place;
 use ringwire_proto::identity::PublicKey;
 
-use super::letter::{Dial, Letter, Parcel};
+use super::letter::Dial;
 use super::{Dialling, StandIn};
 use crate::bridge::{Half, State};
 use crate::counters::Counter;
@@ -34,10 +34,8 @@ impl<D: Driver> Worker<D> {
         else {
             return;
         };
-        let stand_in = StandIn {
-            dialling: Some(Dialling { generation: place.generation, signed: Arc::clone(signed) }),
-            ..StandIn::new(place.worker, Key::NONE, destination)
-        };
+        // Its place is its name on the other worker: the dial is made once that is known.
+        let stand_in = StandIn::new(place.worker, Key::NONE, destination);
         let stand_in_key = self.halves.insert(Half::stand_in(half_key, State::Response, true, stand_in));
         let dial = Dial {
             half: half_key,
@@ -48,18 +46,18 @@ impl<D: Driver> Worker<D> {
             session,
             signed: Arc::clone(signed),
         };
-        let parcel = Parcel::Dial(Box::new(dial));
-        let Some(team) = &mut self.team else { return };
-        if team.send_parcel(place.worker, Letter::Dial, parcel).is_err() {
-            self.halves.remove(stand_in_key);
-            return self.refuse_request(half_key, Counter::RefusedMailbox);
-        }
+        let dialling = Dialling {
+            generation: place.generation,
+            signed: Arc::clone(signed),
+            unsent: Some(Box::new(dial)),
+        };
         if let Some(half) = self.halves.find_mut(half_key) {
             half.partner = stand_in_key;
             half.crosses = true;
             half.source = foreign_source(place.worker, session);
             half.state = State::Waiting;
         }
+        self.owe(stand_in_key, |stand_in| stand_in.dialling = Some(dialling));
         // The other worker has a clock for the response; this one is for the worker.
         self.set_deadline(half_key, now + 2 * limits::FORWARD_TIMEOUT_NS);
     }

@@ -58,7 +58,7 @@ pub(super) enum Parcel {
 
 /// A request to be passed on to a session of another worker.
 #[derive(Debug)]
-pub(super) struct Dial {
+pub(crate) struct Dial {
     /// The half of the request, and who stands there for the one that is to be opened.
     pub(super) half: Key,
     pub(super) stand_in: Key,

@@ -10,7 +10,7 @@ mod letter;
 mod receive;
 mod stand_in;
 
-pub(crate) use stand_in::{Dialling, StandIn};
+pub(crate) use stand_in::{Dialling, Owes, StandIn};
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -126,6 +126,11 @@ impl Team {
     /// Where sessions are.
     pub fn directory(&self) -> &Arc<Directory<PublicKey>> {
         &self.directory
+    }
+
+    /// Stand-ins have something to tell no more: those of a successor are listed anew.
+    pub(crate) fn forget_listed(&mut self) {
+        self.listed.clear();
     }
 
     /// Workers.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ringwire_exchange::WorkerIndex;
 use ringwire_proto::identity::PublicKey;
 
-use super::letter::{HOMEWARD_PER_LETTER, Letter, Parcel};
+use super::letter::{Dial, HOMEWARD_PER_LETTER, Letter, Parcel};
 use super::{Outcome, Team};
 use crate::bridge::{Half, State};
 use crate::counters::{Counter, CounterBlock};
@@ -47,12 +47,14 @@ pub(crate) struct StandIn {
     pub(crate) window: usize,
 }
 
-/// A dial that is with another worker.
+/// A dial of another worker's session, until it is answered.
 #[derive(Debug)]
 pub(crate) struct Dialling {
-    /// That of the session it was sent to.
+    /// That of the session it is for.
     pub(crate) generation: u64,
     pub(crate) signed: Arc<[u8]>,
+    /// The dial itself, until there was room for it.
+    pub(crate) unsent: Option<Box<Dial>>,
 }
 
 /// What the other worker is yet to be told, behind what is queued.
@@ -168,6 +170,29 @@ impl<D: Driver> Worker<D> {
     }
 }
 
+impl<D: Driver> Worker<D> {
+    /// Dials that found no room begin anew with the worker's successor: their requests are given to its lane.
+    pub(crate) fn recall_dials(&mut self) {
+        let unsent: Vec<Key> =
+            self.halves.iter().filter(|(_, half)| has_unsent(half)).map(|(key, _)| key).collect();
+        for key in unsent {
+            let Some(entry) = self.halves.remove(key) else { continue };
+            let signed =
+                entry.stand_in.and_then(|stand_in| stand_in.dialling).map(|dialling| dialling.signed);
+            if let Some(half) = self.halves.find_mut(entry.partner) {
+                half.partner = Key::NONE;
+                half.state = State::Request;
+                half.verifying = signed;
+            }
+        }
+    }
+}
+
+fn has_unsent(half: &Half) -> bool {
+    let dialling = half.stand_in.as_ref().and_then(|stand_in| stand_in.dialling.as_ref());
+    dialling.is_some_and(|dialling| dialling.unsent.is_some())
+}
+
 /// The parts of a worker that letters are made of.
 struct Writer<'a> {
     halves: &'a mut Slab<Half>,
@@ -210,8 +235,22 @@ impl Writer<'_> {
         let Some(stand_in) = entry.stand_in.as_deref_mut() else { return Told::All };
         let (to, half) = (stand_in.worker, stand_in.half);
         if half == Key::NONE {
-            // Its dial is not answered: it is listed again then.
-            return Told::All;
+            let Some(dial) = stand_in.dialling.as_mut().and_then(|dialling| dialling.unsent.take()) else {
+                // It is not answered: the stand-in is listed again then.
+                return Told::All;
+            };
+            if owner == Key::NONE {
+                return Told::Last;
+            }
+            return match team.send_parcel(to, Letter::Dial, Parcel::Dial(dial)) {
+                Err(Parcel::Dial(unsent)) => {
+                    if let Some(dialling) = &mut stand_in.dialling {
+                        dialling.unsent = Some(unsent);
+                    }
+                    Told::Parked
+                }
+                Ok(()) | Err(Parcel::Answer(_)) => Told::All,
+            };
         }
         if team.has_left(to) {
             let dropped = entry.queue.clear(self.nodes, self.pool);
