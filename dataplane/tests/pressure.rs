@@ -5,6 +5,8 @@ mod support;
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ringwire_dataplane::Server;
@@ -145,6 +147,9 @@ fn a_slow_connection_with_bulk_still_gets_pings_and_echoes() {
     let bulk: Vec<(u32, u32)> = (0..8).map(|_| bridge(&mut a, &mut b)).collect();
     let (echo_a, echo_b) = bridge(&mut a, &mut b);
     let a_socket = a.socket.try_clone().unwrap();
+    // Waits are counted in what b reads meanwhile, which the machine's other work does not prolong.
+    let read_by_b = Arc::new(AtomicUsize::new(0));
+    let read_len = Arc::clone(&read_by_b);
     let sender = std::thread::spawn(move || {
         let bytes = vec![7; 64 * 1024];
         let mut echoes = Vec::new();
@@ -154,13 +159,13 @@ fn a_slow_connection_with_bulk_still_gets_pings_and_echoes() {
                 let _ = a.mux.write(stream, &bytes);
             }
             if asked.is_none() && a.mux.write(echo_a, &[1; 64]).is_ok() {
-                asked = Some((Instant::now(), 0));
+                asked = Some((read_len.load(Ordering::Relaxed), 0));
             }
             let mut buffer = [0; 64];
             if let (Some((since, got)), Ok(len)) = (&mut asked, a.mux.read(echo_a, &mut buffer)) {
                 *got += len;
                 if *got == 64 {
-                    echoes.push(since.elapsed());
+                    echoes.push(read_len.load(Ordering::Relaxed) - *since);
                     asked = None;
                 }
             }
@@ -168,29 +173,28 @@ fn a_slow_connection_with_bulk_still_gets_pings_and_echoes() {
         }
         echoes
     });
-    // b reads 400 KB/s: 8 KB every 20 ms, and answers at once what it got.
+    // b reads 8 KB every 20 ms, and answers at once what it got.
     let mut pings = Vec::new();
-    let mut waiting = false;
+    let mut asked = None;
     let (started, mut read_len) = (Instant::now(), 0_usize);
     let mut buffer = [0; 8192];
-    while started.elapsed() < Duration::from_secs(6) {
-        let due = started + Duration::from_secs_f64(read_len as f64 / 400e3);
+    while read_len < 6 * A_SECOND_LEN {
+        assert!(started.elapsed() < 2 * LIMIT, "b got only {read_len} bytes");
+        let due = started + Duration::from_secs_f64(read_len as f64 / A_SECOND_LEN as f64);
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         let now = b.now();
-        if !waiting && started.elapsed() > Duration::from_secs(1) {
+        if asked.is_none() && read_len > A_SECOND_LEN {
             b.mux.ping(now);
-            waiting = true;
+            asked = Some(read_len);
         }
         if let Ok(len) = b.socket.read(&mut buffer) {
             read_len += len;
+            read_by_b.store(read_len, Ordering::Relaxed);
             b.mux.push(now, &buffer[..len]);
         }
         for event in b.events() {
             match event {
-                MuxEvent::PingAnswered { rtt_ns, .. } => {
-                    pings.push(Duration::from_nanos(rtt_ns));
-                    waiting = false;
-                }
+                MuxEvent::PingAnswered { .. } => pings.extend(asked.take().map(|since| read_len - since)),
                 MuxEvent::Readable(stream) => {
                     let mut bytes = [0; 65_536];
                     while let Ok(len @ 1..) = b.mux.read(stream, &mut bytes) {
@@ -209,17 +213,19 @@ fn a_slow_connection_with_bulk_still_gets_pings_and_echoes() {
     let _ = a_socket.shutdown(Shutdown::Both);
     let mut echoes = sender.join().unwrap();
     let rate = read_len as f64 / started.elapsed().as_secs_f64() / 1e3;
-    pings.sort();
-    echoes.sort();
+    pings.sort_unstable();
+    echoes.sort_unstable();
     println!(
-        "{rate:.0} KB/s; {} pings, longest {:?}; {} echoes, longest {:?}",
+        "{rate:.0} KB/s; {} pings, longest wait {:?} bytes; {} echoes, longest wait {:?} bytes",
         pings.len(),
         pings.last(),
         echoes.len(),
         echoes.last()
     );
-    assert!(rate > 300.0, "the connection was busy");
     // Medians: a busy test machine may hold up one of them.
-    assert!(pings.len() >= 3 && pings[pings.len() / 2] < Duration::from_secs(1), "{pings:?}");
-    assert!(echoes.len() >= 3 && echoes[echoes.len() / 2] < Duration::from_secs(1), "{echoes:?}");
+    assert!(pings.len() >= 3 && pings[pings.len() / 2] < A_SECOND_LEN, "{pings:?}");
+    assert!(echoes.len() >= 3 && echoes[echoes.len() / 2] < A_SECOND_LEN, "{echoes:?}");
 }
+
+/// What the slow connection takes in a second, in bytes.
+const A_SECOND_LEN: usize = 400_000;

@@ -266,8 +266,8 @@ mod tests {
         bell.ring().unwrap();
         bell.ring().unwrap();
         let start = Instant::now();
-        bell.wait(Duration::from_secs(30)).unwrap();
-        assert!(start.elapsed() < Duration::from_secs(10));
+        bell.wait(Duration::from_secs(120)).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(60));
         let start = Instant::now();
         bell.wait(Duration::from_millis(20)).unwrap();
         assert!(start.elapsed() >= Duration::from_millis(20));

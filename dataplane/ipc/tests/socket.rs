@@ -19,7 +19,7 @@ use ringwire_ipc::socket::{
     FRAME_LEN_MAX, Hello, Refusal, Refused, Reply, Request, Start,
 };
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 fn pair() -> (Connection, Connection) {
     let (one, other) = UnixStream::pair().unwrap();

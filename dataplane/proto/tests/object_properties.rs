@@ -238,10 +238,18 @@ fn heavy_streams() -> Vec<Vec<u8>> {
 fn hostile_streams_cost_little() {
     for (index, stream) in heavy_streams().iter().enumerate() {
         assert!(stream.len() <= GOB_MAX, "stream {index} has {} bytes", stream.len());
-        let start = Instant::now();
-        let result = StreamRequest::decode(stream);
-        // The limit is for a loaded machine in a debug build; alone it takes a few milliseconds.
-        assert!(start.elapsed() < Duration::from_millis(250), "stream {index}: {:?}", start.elapsed());
+        let mut took = Vec::new();
+        // The limit is for a debug build on a slow machine; alone it takes a few milliseconds. One of several counts: others
+        // may have the processor in between.
+        let result = loop {
+            let start = Instant::now();
+            let result = StreamRequest::decode(stream);
+            took.push(start.elapsed());
+            if start.elapsed() < Duration::from_millis(250) {
+                break result;
+            }
+            assert!(took.len() < 20, "stream {index}: {took:?}");
+        };
         let expected: &[GobError] = if index < 4 {
             &[GobError::Truncated]
         } else if index == 5 {

@@ -13,7 +13,7 @@ use crate::limits::PAGE_LEN;
 use crate::ring::PAGES_PER_FILL_MAX;
 
 const LEN_MAX: usize = limits::RECEIVE_LEN_MAX;
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 const NO_WAIT: Wait = Wait { until: None, company_us: 0, poll: true };
 
 fn driver(pages: usize) -> PollDriver {

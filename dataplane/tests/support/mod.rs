@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use ringwire_dataplane::aead::AwsLcAead;
 use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_dataplane::limits::HANDSHAKE_TIMEOUT_NS;
 use ringwire_dataplane::{Server, ServerConfig};
 use ringwire_proto::frame::FrameReader;
 use ringwire_proto::identity::{PublicKey, SecretKey};
@@ -169,6 +170,48 @@ impl Peer {
         let now = self.now();
         self.mux.finish(now, stream);
         self.flush();
+    }
+
+    /// A session of a new client that is filed, from the address that `connect` comes from. A client whose handshake the server
+    /// timed out comes again: a machine busy elsewhere may take those five seconds from anybody. Who is kept out every time fails.
+    pub fn come(
+        server: PublicKey,
+        hybrid: Hybrid,
+        connect: impl Fn() -> std::io::Result<TcpStream>,
+    ) -> (Self, Duration) {
+        let mut failures = Vec::new();
+        loop {
+            let started = Instant::now();
+            let secret = SecretKey::generate(&mut OsEntropy);
+            let failure = match connect().map_err(|error| error.to_string()).and_then(|socket| {
+                let mut peer = Self::handshake_over(socket, secret, server, hybrid, &[])?;
+                if peer.try_settle() { Ok(peer) } else { Err("closed before it was filed".to_owned()) }
+            }) {
+                Ok(peer) => return (peer, started.elapsed()),
+                Err(failure) => failure,
+            };
+            let took = started.elapsed();
+            failures.push((failure, took));
+            assert!(took.as_nanos() >= HANDSHAKE_TIMEOUT_NS.into(), "not for being late: {failures:?}");
+            assert!(failures.len() < 5, "never gets its session: {failures:?}");
+        }
+    }
+
+    /// As [`settle`](Self::settle); false when the server closed the connection instead.
+    pub fn try_settle(&mut self) -> bool {
+        let stream = self.open();
+        let now = self.now();
+        if self.mux.write(stream, &[0, 0]) != Ok(2) {
+            return false;
+        }
+        let deadline = Instant::now() + LIMIT;
+        while !self.closed && !self.mux.read(stream, &mut [0; 2]).is_ok_and(|len| len > 0) {
+            assert!(Instant::now() < deadline, "neither filed nor closed");
+            self.pump();
+        }
+        self.mux.finish(now, stream);
+        self.flush();
+        !self.closed
     }
 
     /// Waits until the server has filed this session: message 3 may still be on its way.
