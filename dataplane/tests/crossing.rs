@@ -3,17 +3,33 @@
 
 mod support;
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
-use ringwire_dataplane::counters::Counter;
+use ringwire_dataplane::counters::{Counter, CounterBlock};
+use ringwire_dataplane::driver::{Batch, Driver, Wait};
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_dataplane::inspect::Inspection;
+use ringwire_dataplane::lane::InlineLane;
+use ringwire_dataplane::poll::PollDriver;
+use ringwire_dataplane::ring::UringDriver;
+use ringwire_dataplane::team::Team;
+use ringwire_dataplane::worker::{Identity, Settings, Worker};
+use ringwire_dataplane::{DriverChoice, Waker};
 use ringwire_proto::identity::SecretKey;
+use ringwire_proto::noise::Hybrid;
+use socket2::{Domain, Socket, Type};
 use support::drivers::{current, on_each_driver};
-use support::stage::{Stage, wait_until};
+use support::stage::{MEMORY_LEN, Stage, wait_until};
 use support::{LIMIT, Peer, bridge, pattern};
 
-on_each_driver!(bytes_cross_both_ways_in_order_whatever_their_frames,);
+on_each_driver!(
+    bytes_cross_both_ways_in_order_whatever_their_frames,
+    what_ends_in_mid_transfer_leaves_nothing_behind,
+    keys_that_reconnect_here_and_there_leave_one_session_each,
+    a_worker_that_is_awake_is_not_woken,
+);
 
 fn pair(stage: &Stage) -> (Peer, Peer) {
     let connect = |worker| {
@@ -99,4 +115,233 @@ fn bytes_cross_both_ways_in_order_whatever_their_frames() {
     assert_eq!(stage.sum(Counter::BytesDropped), 0);
     wait_until(|| stage.sum(Counter::BridgesClosed) == 3);
     stop(stage);
+}
+
+/// What happens in the middle of a transfer, to the streams or the sessions of `a` (who dialled) and `b`.
+#[derive(Debug, Clone, Copy)]
+enum Blow {
+    SourceResets,
+    DestinationResets,
+    SourceFinishes,
+    DestinationFinishes,
+    SourceLeaves,
+    DestinationLeaves,
+}
+
+fn what_ends_in_mid_transfer_leaves_nothing_behind() {
+    use Blow::{
+        DestinationFinishes, DestinationLeaves, DestinationResets, SourceFinishes, SourceLeaves, SourceResets,
+    };
+    let stage = Stage::start(current());
+    for (round, blow) in [
+        SourceResets,
+        DestinationResets,
+        SourceFinishes,
+        DestinationFinishes,
+        SourceLeaves,
+        DestinationLeaves,
+    ]
+    .into_iter()
+    .cycle()
+    .take(12)
+    .enumerate()
+    {
+        let (mut a, mut b) = pair(&stage);
+        // Half of the rounds with an application at `b` that does not read, so that much is queued on the way.
+        let reads = round % 2 == 0;
+        let bridges: Vec<(u32, u32)> = (0..4).map(|_| bridge(&mut a, &mut b)).collect();
+        for at in 0..60 {
+            for &(on_a, on_b) in &bridges {
+                let piece = pattern(3, 5000 * at, 5000);
+                let _ = a.mux.write(on_a, &piece);
+                let _ = b.mux.write(on_b, &piece);
+                let mut buffer = [0; 20_000];
+                let _ = a.mux.read(on_a, &mut buffer);
+                if reads {
+                    let _ = b.mux.read(on_b, &mut buffer);
+                }
+            }
+            a.pump();
+            b.pump();
+        }
+        let (on_a, on_b) = bridges[0];
+        match blow {
+            SourceResets => a.mux.reset(on_a),
+            DestinationResets => b.mux.reset(on_b),
+            SourceFinishes => a.finish(on_a),
+            DestinationFinishes => b.finish(on_b),
+            SourceLeaves | DestinationLeaves => {}
+        }
+        a.pump();
+        b.pump();
+        match blow {
+            SourceResets => assert!(!b.wait_end(on_b), "{blow:?}"),
+            DestinationResets => assert!(!a.wait_end(on_a), "{blow:?}"),
+            // All of it, and then the end.
+            SourceFinishes => assert!(b.wait_end(on_b), "{blow:?}"),
+            DestinationFinishes => assert!(a.wait_end(on_a), "{blow:?}"),
+            SourceLeaves => {
+                drop(a);
+                assert!(!b.wait_end(on_b), "{blow:?}");
+                continue;
+            }
+            DestinationLeaves => {
+                drop(b);
+                assert!(!a.wait_end(on_a), "{blow:?}");
+                continue;
+            }
+        }
+        // Its neighbours live: what one of them writes now arrives behind what it wrote before.
+        let (other_a, other_b) = bridges[1];
+        let mut buffer = [0; 20_000];
+        a.wait("credit of a neighbour", |a| {
+            b.pump();
+            let _ = b.mux.read(other_b, &mut buffer);
+            a.mux.write(other_a, b"still here").ok().filter(|&taken| taken == 10)
+        });
+        // And both leave with everything under way.
+    }
+    wait_until(|| stage.open_sessions() == 0);
+    wait_until(|| stage.sum(Counter::BridgesOpened) == stage.sum(Counter::BridgesClosed));
+    assert_eq!(stage.sum(Counter::BridgesCrossing), 48);
+    stop(stage);
+}
+
+/// How often keys reconnect in all, instead of the few times of a usual run: 100 keys then.
+const RECONNECTS: &str = "RINGWIRE_RECONNECTS";
+
+fn keys_that_reconnect_here_and_there_leave_one_session_each() {
+    let full: Option<usize> = std::env::var(RECONNECTS).ok().map(|count| count.parse().unwrap());
+    let (reconnects, key_count) = full.map_or((300, 20), |count| (count, 100));
+    let stage = Stage::start(current());
+    let keys: Vec<SecretKey> = (0..key_count).map(|_| SecretKey::generate(&mut OsEntropy)).collect();
+    let live: Vec<Peer> = std::thread::scope(|scope| {
+        let clients = keys.chunks(key_count / 4).map(|keys| {
+            let stage = &stage;
+            scope.spawn(move || {
+                // The last two of each key: the server closes the one before, or finds that it is closed.
+                let mut live: Vec<Vec<Peer>> = keys.iter().map(|_| Vec::new()).collect();
+                for round in 0..reconnects / key_count {
+                    for (number, key) in keys.iter().enumerate() {
+                        let mut peer = stage.connect(key, (round + number / 2) % 2);
+                        // Filed: a client is done before its server is.
+                        peer.settle();
+                        live[number].push(peer);
+                        if live[number].len() > 2 {
+                            live[number].remove(0);
+                        }
+                    }
+                }
+                live.into_iter().flatten().collect::<Vec<Peer>>()
+            })
+        });
+        let clients: Vec<_> = clients.collect();
+        clients.into_iter().flat_map(|client| client.join().unwrap()).collect()
+    });
+    wait_until(|| stage.open_sessions() == key_count as u64);
+    assert_eq!(stage.directory.len(), key_count);
+    assert_eq!(stage.sum(Counter::SessionsOpened), (reconnects / key_count * key_count) as u64);
+    // Those that the directory names are the newest: each can be dialled.
+    let mut dialler = stage.connect(&SecretKey::generate(&mut OsEntropy), 0);
+    for mut newest in live.into_iter().skip(1).step_by(2) {
+        bridge(&mut dialler, &mut newest);
+    }
+    drop(dialler);
+    stop(stage);
+}
+
+fn a_worker_that_is_awake_is_not_woken() {
+    match current() {
+        DriverChoice::Poll => awake_or_asleep(|listener| {
+            let driver = PollDriver::new(vec![listener], MEMORY_LEN).unwrap();
+            let waker = driver.waker();
+            (driver, waker)
+        }),
+        DriverChoice::Uring | DriverChoice::Auto => awake_or_asleep(|listener| {
+            let driver = UringDriver::new(vec![listener], MEMORY_LEN).unwrap();
+            let waker = driver.waker();
+            (driver, waker)
+        }),
+    }
+}
+
+/// Two workers whose turns the test takes by itself, so that it knows which of them sleeps.
+fn awake_or_asleep<D: Driver>(make: impl Fn(Socket) -> (D, Waker)) {
+    let secret_key = SecretKey::generate(&mut OsEntropy);
+    let public_key = secret_key.public_key();
+    let identity = Arc::new(Identity { secret_key, public_key });
+    let (mut workers, mut wakers, mut addresses, mut counters) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        listener.listen(64).unwrap();
+        addresses.push(listener.local_addr().unwrap().as_socket().unwrap());
+        let (driver, waker) = make(listener);
+        wakers.push(waker);
+        let block = Arc::new(CounterBlock::default());
+        counters.push(block.clone());
+        let lane = Box::new(InlineLane::new(identity.clone(), Box::new(OsEntropy)));
+        workers.push(Worker::new(driver, 1, Settings::default(), lane, block, Arc::default()));
+    }
+    for (worker, mut team) in workers.iter_mut().zip(Team::of(2)) {
+        team.set_wakers(wakers.clone());
+        worker.join(team);
+    }
+    let mut batch = Batch::default();
+    let turn = |worker: &mut Worker<D>, batch: &mut Batch| {
+        let wait = Wait { poll: true, ..worker.begin_turn() };
+        worker.driver().turn(wait, batch).unwrap();
+        worker.finish_turn(batch);
+    };
+    let clients = std::thread::spawn(move || {
+        let connect = |address| {
+            let secret = SecretKey::generate(&mut OsEntropy);
+            let mut peer = Peer::handshake(secret, public_key, address, Hybrid::Off, &[]).unwrap();
+            peer.settle();
+            peer
+        };
+        let (mut a, mut b) = (connect(addresses[0]), connect(addresses[1]));
+        let (stream, _) = bridge(&mut a, &mut b);
+        (a, b, stream)
+    });
+    while !clients.is_finished() {
+        for worker in &mut workers {
+            turn(worker, &mut batch);
+        }
+    }
+    let (mut a, _b, stream) = clients.join().unwrap();
+    let [first, second] = &mut workers[..] else { unreachable!("two were made") };
+    let (lent, woken) = (Counter::BytesLent, Counter::WorkersWoken);
+    // The first worker receives so many bytes and passes them on, in however many turns.
+    let mut pass = |first: &mut Worker<D>, batch: &mut Batch| {
+        let before = counters[0].value(lent);
+        a.write(stream, &[7; 3000]);
+        let deadline = Instant::now() + LIMIT;
+        while counters[0].value(lent) < before + 3000 {
+            assert!(Instant::now() < deadline, "nothing is passed on");
+            turn(first, batch);
+        }
+    };
+    let before = counters[0].value(woken);
+    for _ in 0..20 {
+        // Busy with its turns: it reads what there is at the next one anyway.
+        pass(first, &mut batch);
+        turn(second, &mut batch);
+    }
+    pass(first, &mut batch);
+    assert!(second.begin_turn().poll, "there is something to read: it does not sleep");
+    pass(first, &mut batch);
+    assert_eq!(counters[0].value(woken), before, "awake all the time");
+    second.finish_turn(&mut batch);
+
+    let wait = second.begin_turn();
+    assert!(!wait.poll, "nothing is left: it sleeps");
+    for _ in 0..5 {
+        pass(first, &mut batch);
+    }
+    assert_eq!(counters[0].value(woken), before + 1, "woken once");
+    // The wake-up ends its wait, however long that is; what else ends it comes first now and then.
+    second.driver().turn(wait, &mut batch).unwrap();
+    second.finish_turn(&mut batch);
 }

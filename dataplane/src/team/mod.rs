@@ -240,6 +240,8 @@ impl<D: Driver> Worker<D> {
             wait.until = Some(wait.until.map_or(at, |until| until.min(at)));
         }
         if !wait.poll && team.mailbox.announce_sleep() {
+            // It stays up, and nobody shall ring for it.
+            team.mailbox.withdraw_sleep();
             wait.poll = true;
         }
     }

@@ -24,7 +24,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{LIMIT, Peer};
 
-const MEMORY_LEN: usize = 64 << 20;
+pub const MEMORY_LEN: usize = 64 << 20;
 
 pub fn wait_until(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
