@@ -34,7 +34,7 @@ use crate::queue::Nodes;
 use crate::session::{CloseReason, Session};
 use crate::slab::{Key, Slab};
 use crate::team::Team;
-use crate::wait::WaitPolicy;
+use crate::wait::{Brought, WaitPolicy};
 use crate::warn::{self, Warnings};
 use crate::wheel::Wheel;
 
@@ -158,8 +158,8 @@ pub struct Worker<D> {
     pub(crate) stopping: bool,
     /// What is pending at the driver is being taken back, and nothing new is asked of it.
     pub(crate) freezing: bool,
-    /// Complete small data frames of this turn.
-    pub(crate) interactive: u64,
+    /// What this turn brought so far.
+    pub(crate) brought: Brought,
     /// Session of each connection, by the connection's index.
     by_socket: Vec<Option<(SocketKey, Key)>>,
     due: Vec<Timer>,
@@ -226,7 +226,7 @@ impl<D: Driver> Worker<D> {
             scratch: Vec::with_capacity(limits::PAGE_LEN),
             stopping: false,
             freezing: false,
-            interactive: 0,
+            brought: Brought::default(),
             by_socket: Vec::new(),
             due: Vec::new(),
             stop,
@@ -276,8 +276,8 @@ impl<D: Driver> Worker<D> {
         self.withdraw_sleep();
         self.counters.count(Counter::Turns);
         self.counters.add(Counter::TurnsExhausted, u64::from(batch.exhausted));
-        let received_len = batch.spans.iter().map(|span| span.len()).sum();
-        let receives = batch
+        self.brought.len = batch.spans.iter().map(|span| span.len()).sum();
+        self.brought.receives = batch
             .completions
             .iter()
             .filter(|completion| matches!(completion, Completion::Received { .. }))
@@ -285,8 +285,7 @@ impl<D: Driver> Worker<D> {
 
         self.handle(batch);
         self.take_findings();
-        let interactive = std::mem::take(&mut self.interactive);
-        self.wait.observe(self.driver.now(), received_len, receives, interactive);
+        self.wait.observe(self.driver.now(), std::mem::take(&mut self.brought));
         self.expire();
         self.read_letters();
         self.rearm_starved();

@@ -44,11 +44,12 @@ impl<D: Driver> Worker<D> {
     /// larger: Go clients cut a write into frames of 4 KiB and a remainder.
     pub(crate) fn note_frame(&mut self, half_key: Key, len: u32) {
         let now = self.driver.now();
+        self.brought.frames += 1;
         let Some(half) = self.halves.find_mut(half_key) else { return };
         if len > limits::INTERACTIVE_LEN_MAX {
             half.large_at = now;
         } else if now.saturating_sub(half.large_at) > limits::INTERACTIVE_AFTER_NS {
-            self.interactive += 1;
+            self.brought.interactive += 1;
         }
     }
 
