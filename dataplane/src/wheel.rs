@@ -10,6 +10,9 @@ const TICK_NS: u64 = 64_000_000;
 /// Ticks in one revolution: 65 s. A later deadline is looked at once a revolution.
 const TICKS: u64 = 1024;
 
+/// Words of one bit per bucket.
+const WORDS: usize = (TICKS / 64) as usize;
+
 /// Entries a bucket keeps room for when it is empty.
 const BUCKET_ROOM_MAX: usize = 256;
 
@@ -18,7 +21,7 @@ const BUCKET_ROOM_MAX: usize = 256;
 pub struct Wheel<T> {
     buckets: Vec<Vec<T>>,
     /// One bit per bucket that holds something.
-    filled: [u64; (TICKS / 64) as usize],
+    filled: [u64; WORDS],
     /// The next tick to fire.
     tick: u64,
     len: usize,
@@ -29,7 +32,7 @@ impl<T> Wheel<T> {
     pub fn new(now: Nanos) -> Self {
         Self {
             buckets: (0..TICKS).map(|_| Vec::new()).collect(),
-            filled: [0; (TICKS / 64) as usize],
+            filled: [0; WORDS],
             tick: now / TICK_NS,
             len: 0,
         }
@@ -51,12 +54,20 @@ impl<T> Wheel<T> {
         if self.len == 0 {
             return None;
         }
-        let start = self.tick % TICKS;
-        let ahead = (0..TICKS).find(|ahead| {
-            let bucket = ((start + ahead) % TICKS) as usize;
-            self.filled[bucket / 64] >> (bucket % 64) & 1 == 1
+        let start = (self.tick % TICKS) as usize;
+        // A word at a time, for this is asked every turn: the word of this tick twice, first its later bits, last the earlier.
+        let later = u64::MAX << (start % 64);
+        let bucket = (0..=WORDS).find_map(|step| {
+            let word = (start / 64 + step) % WORDS;
+            let bits = match step {
+                0 => self.filled[word] & later,
+                WORDS => self.filled[word] & !later,
+                _ => self.filled[word],
+            };
+            (bits != 0).then(|| 64 * word + bits.trailing_zeros() as usize)
         })?;
-        Some((self.tick + ahead) * TICK_NS)
+        let ahead = (bucket + TICKS as usize - start) % TICKS as usize;
+        Some((self.tick + ahead as u64) * TICK_NS)
     }
 
     /// Moves what is due at `now` into `due`.
@@ -87,6 +98,20 @@ impl<T> Wheel<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_next_to_fire_is_found_from_every_tick() {
+        for start in [0, 1, 62, 63, 64, 65, 500, 1022, 1023, 1024, 5000] {
+            for distance in [0, 1, 2, 63, 64, 65, 127, 900, 960, 1022, 1023] {
+                let mut wheel = Wheel::new(start * TICK_NS);
+                let at = wheel.schedule((start + distance) * TICK_NS, ());
+                assert_eq!(wheel.next(), Some(at), "{distance} ticks from {start}");
+                assert_eq!(at, (start + distance) * TICK_NS);
+                wheel.schedule((start + 1023) * TICK_NS, ());
+                assert_eq!(wheel.next(), Some(at), "the sooner one of two");
+            }
+        }
+    }
 
     #[test]
     fn entries_fire_in_time_and_once() {
