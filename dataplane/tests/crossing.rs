@@ -5,6 +5,7 @@ mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Instant;
 
 use ringwire_dataplane::counters::{Counter, CounterBlock};
@@ -17,7 +18,7 @@ use ringwire_dataplane::ring::UringDriver;
 use ringwire_dataplane::team::Team;
 use ringwire_dataplane::worker::{Identity, Settings, Worker};
 use ringwire_dataplane::{DriverChoice, Waker};
-use ringwire_proto::identity::SecretKey;
+use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use socket2::{Domain, Socket, Type};
 use support::drivers::{current, on_each_driver};
@@ -29,6 +30,7 @@ on_each_driver!(
     what_ends_in_mid_transfer_leaves_nothing_behind,
     keys_that_reconnect_here_and_there_leave_one_session_each,
     a_worker_that_is_awake_is_not_woken,
+    a_dial_waits_for_a_proof_that_is_with_the_other_worker,
 );
 
 fn pair(stage: &Stage) -> (Peer, Peer) {
@@ -250,98 +252,168 @@ fn keys_that_reconnect_here_and_there_leave_one_session_each() {
     stop(stage);
 }
 
+/// Runs a test with what makes this driver.
+macro_rules! with_driver {
+    ($test:ident) => {
+        match current() {
+            DriverChoice::Poll => $test(|listener| {
+                let driver = PollDriver::new(vec![listener], MEMORY_LEN).unwrap();
+                let waker = driver.waker();
+                (driver, waker)
+            }),
+            DriverChoice::Uring | DriverChoice::Auto => $test(|listener| {
+                let driver = UringDriver::new(vec![listener], MEMORY_LEN).unwrap();
+                let waker = driver.waker();
+                (driver, waker)
+            }),
+        }
+    };
+}
+
 fn a_worker_that_is_awake_is_not_woken() {
-    match current() {
-        DriverChoice::Poll => awake_or_asleep(|listener| {
-            let driver = PollDriver::new(vec![listener], MEMORY_LEN).unwrap();
-            let waker = driver.waker();
-            (driver, waker)
-        }),
-        DriverChoice::Uring | DriverChoice::Auto => awake_or_asleep(|listener| {
-            let driver = UringDriver::new(vec![listener], MEMORY_LEN).unwrap();
-            let waker = driver.waker();
-            (driver, waker)
-        }),
+    with_driver!(awake_or_asleep);
+}
+
+fn a_dial_waits_for_a_proof_that_is_with_the_other_worker() {
+    with_driver!(dial_before_proof);
+}
+
+/// Two workers whose turns the test takes by itself, so that it knows which of them does what, and when.
+struct Bench<D> {
+    public_key: PublicKey,
+    addresses: Vec<SocketAddr>,
+    counters: Vec<Arc<CounterBlock>>,
+    workers: Vec<Worker<D>>,
+    batch: Batch,
+}
+
+impl<D: Driver> Bench<D> {
+    /// Each job of the second worker's lane takes `lane_ns`.
+    fn new(make: impl Fn(Socket) -> (D, Waker), lane_ns: u64) -> Self {
+        let secret_key = SecretKey::generate(&mut OsEntropy);
+        let public_key = secret_key.public_key();
+        let identity = Arc::new(Identity { secret_key, public_key });
+        let (mut workers, mut wakers) = (Vec::new(), Vec::new());
+        let (mut addresses, mut counters) = (Vec::new(), Vec::new());
+        for cost in [0, lane_ns] {
+            let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+            listener.listen(64).unwrap();
+            addresses.push(listener.local_addr().unwrap().as_socket().unwrap());
+            let (driver, waker) = make(listener);
+            wakers.push(waker);
+            let block = Arc::new(CounterBlock::default());
+            counters.push(block.clone());
+            let cost = Box::new(move || cost);
+            let lane = Box::new(InlineLane::with_cost(identity.clone(), Box::new(OsEntropy), 1, cost));
+            workers.push(Worker::new(driver, 1, Settings::default(), lane, block, Arc::default()));
+        }
+        for (worker, mut team) in workers.iter_mut().zip(Team::of(2)) {
+            team.set_wakers(wakers.clone());
+            worker.join(team);
+        }
+        Self { public_key, addresses, counters, workers, batch: Batch::default() }
+    }
+
+    /// One turn that does not wait.
+    fn turn(&mut self, worker: usize) {
+        let wait = Wait { poll: true, ..self.workers[worker].begin_turn() };
+        self.workers[worker].driver().turn(wait, &mut self.batch).unwrap();
+        self.workers[worker].finish_turn(&mut self.batch);
+    }
+
+    /// Turns of both until it has come to that.
+    fn turn_until(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "in vain: {what}");
+            (0..2).for_each(|worker| self.turn(worker));
+        }
+    }
+
+    fn connect(&self, worker: usize, secret: SecretKey) -> JoinHandle<Peer> {
+        let (public_key, address) = (self.public_key, self.addresses[worker]);
+        std::thread::spawn(move || Peer::handshake(secret, public_key, address, Hybrid::Off, &[]).unwrap())
     }
 }
 
-/// Two workers whose turns the test takes by itself, so that it knows which of them sleeps.
 fn awake_or_asleep<D: Driver>(make: impl Fn(Socket) -> (D, Waker)) {
-    let secret_key = SecretKey::generate(&mut OsEntropy);
-    let public_key = secret_key.public_key();
-    let identity = Arc::new(Identity { secret_key, public_key });
-    let (mut workers, mut wakers, mut addresses, mut counters) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..2 {
-        let listener = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        listener.listen(64).unwrap();
-        addresses.push(listener.local_addr().unwrap().as_socket().unwrap());
-        let (driver, waker) = make(listener);
-        wakers.push(waker);
-        let block = Arc::new(CounterBlock::default());
-        counters.push(block.clone());
-        let lane = Box::new(InlineLane::new(identity.clone(), Box::new(OsEntropy)));
-        workers.push(Worker::new(driver, 1, Settings::default(), lane, block, Arc::default()));
-    }
-    for (worker, mut team) in workers.iter_mut().zip(Team::of(2)) {
-        team.set_wakers(wakers.clone());
-        worker.join(team);
-    }
-    let mut batch = Batch::default();
-    let turn = |worker: &mut Worker<D>, batch: &mut Batch| {
-        let wait = Wait { poll: true, ..worker.begin_turn() };
-        worker.driver().turn(wait, batch).unwrap();
-        worker.finish_turn(batch);
-    };
-    let clients = std::thread::spawn(move || {
-        let connect = |address| {
-            let secret = SecretKey::generate(&mut OsEntropy);
-            let mut peer = Peer::handshake(secret, public_key, address, Hybrid::Off, &[]).unwrap();
-            peer.settle();
-            peer
-        };
-        let (mut a, mut b) = (connect(addresses[0]), connect(addresses[1]));
+    let mut bench = Bench::new(make, 0);
+    let connecting = [0, 1].map(|worker| bench.connect(worker, SecretKey::generate(&mut OsEntropy)));
+    let bridging = std::thread::spawn(move || {
+        let [mut a, mut b] = connecting.map(|peer| peer.join().unwrap());
+        a.settle();
+        b.settle();
         let (stream, _) = bridge(&mut a, &mut b);
         (a, b, stream)
     });
-    while !clients.is_finished() {
-        for worker in &mut workers {
-            turn(worker, &mut batch);
-        }
-    }
-    let (mut a, _b, stream) = clients.join().unwrap();
-    let [first, second] = &mut workers[..] else { unreachable!("two were made") };
+    bench.turn_until("a bridge", |_| bridging.is_finished());
+    let (mut a, _b, stream) = bridging.join().unwrap();
+    let counters = bench.counters[0].clone();
     let (lent, woken) = (Counter::BytesLent, Counter::WorkersWoken);
     // The first worker receives so many bytes and passes them on, in however many turns.
-    let mut pass = |first: &mut Worker<D>, batch: &mut Batch| {
-        let before = counters[0].value(lent);
+    let mut pass = |bench: &mut Bench<D>| {
+        let before = counters.value(lent);
         a.write(stream, &[7; 3000]);
         let deadline = Instant::now() + LIMIT;
-        while counters[0].value(lent) < before + 3000 {
+        while counters.value(lent) < before + 3000 {
             assert!(Instant::now() < deadline, "nothing is passed on");
-            turn(first, batch);
+            bench.turn(0);
         }
     };
-    let before = counters[0].value(woken);
+    let before = counters.value(woken);
     for _ in 0..20 {
         // Busy with its turns: it reads what there is at the next one anyway.
-        pass(first, &mut batch);
-        turn(second, &mut batch);
+        pass(&mut bench);
+        bench.turn(1);
     }
-    pass(first, &mut batch);
-    assert!(second.begin_turn().poll, "there is something to read: it does not sleep");
-    pass(first, &mut batch);
-    assert_eq!(counters[0].value(woken), before, "awake all the time");
-    second.finish_turn(&mut batch);
+    pass(&mut bench);
+    assert!(bench.workers[1].begin_turn().poll, "there is something to read: it does not sleep");
+    pass(&mut bench);
+    assert_eq!(counters.value(woken), before, "awake all the time");
+    bench.workers[1].finish_turn(&mut Batch::default());
 
-    let wait = second.begin_turn();
+    let wait = bench.workers[1].begin_turn();
     assert!(!wait.poll, "nothing is left: it sleeps");
     for _ in 0..5 {
-        pass(first, &mut batch);
+        pass(&mut bench);
     }
-    assert_eq!(counters[0].value(woken), before + 1, "woken once");
+    assert_eq!(counters.value(woken), before + 1, "woken once");
     // The wake-up ends its wait, however long that is; what else ends it comes first now and then.
-    second.driver().turn(wait, &mut batch).unwrap();
-    second.finish_turn(&mut batch);
+    bench.workers[1].driver().turn(wait, &mut bench.batch).unwrap();
+    bench.workers[1].finish_turn(&mut bench.batch);
+}
+
+fn dial_before_proof<D: Driver>(make: impl Fn(Socket) -> (D, Waker)) {
+    let mut bench = Bench::new(make, 20_000_000);
+    let dialling = bench.connect(0, SecretKey::generate(&mut OsEntropy));
+    bench.turn_until("a session", |_| dialling.is_finished());
+    let mut a = dialling.join().unwrap();
+    let secret = SecretKey::generate(&mut OsEntropy);
+    let key = secret.public_key();
+    let proving = bench.connect(1, secret);
+    let second = bench.counters[1].clone();
+    bench.turn_until("message 3", |_| second.value(Counter::LaneJobs) == 2);
+    // Its proof is with the lane; meanwhile it is dialled elsewhere.
+    let stream = a.open();
+    let signed = a.sign(&a.request(key));
+    a.write_object(stream, &signed);
+    let first = bench.counters[0].clone();
+    let jobs = first.value(Counter::LaneResults);
+    let deadline = Instant::now() + LIMIT;
+    while first.value(Counter::LaneResults) == jobs {
+        assert!(Instant::now() < deadline, "the request is never judged");
+        // The other one's lane goes on with its turns, and so not now.
+        bench.turn(0);
+    }
+    assert_eq!(first.value(Counter::RefusedDestination), 0, "the dial waits");
+    bench.turn_until("a stream to the destination", |_| second.value(Counter::ForwardsOpened) == 1);
+    assert_eq!(first.value(Counter::RefusedDestination), 0);
+    // A dial to somebody who is not coming is refused as soon as that is known.
+    let nobody = SecretKey::generate(&mut OsEntropy).public_key();
+    let stream = a.open();
+    let signed = a.sign(&a.request(nobody));
+    a.write_object(stream, &signed);
+    bench.turn_until("a refusal", |_| first.value(Counter::RefusedDestination) == 1);
+    drop(proving);
 }

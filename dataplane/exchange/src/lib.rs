@@ -1,4 +1,5 @@
-//! What the workers of one data plane share: the directory of sessions and the mailboxes between workers. Everything else
+//! What the workers of one data plane share: the directory of sessions, the mailboxes between workers, and who waits for proofs of
+//! identity. Everything else
 //! belongs to one worker alone. The reasons are in `docs/design/0003-several-workers.md`.
 //!
 //! ```text
@@ -13,6 +14,7 @@
 
 pub mod directory;
 pub mod mailbox;
+pub mod proofs;
 mod sync;
 
 /// Number of a worker, from 0.

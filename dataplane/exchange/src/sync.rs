@@ -3,10 +3,10 @@
 #[cfg(feature = "loom")]
 pub(crate) use loom::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, Ordering, fence},
+    atomic::{AtomicBool, AtomicUsize, Ordering, fence},
 };
 #[cfg(not(feature = "loom"))]
 pub(crate) use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, Ordering, fence},
+    atomic::{AtomicBool, AtomicUsize, Ordering, fence},
 };

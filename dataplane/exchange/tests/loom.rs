@@ -9,6 +9,7 @@ use loom::sync::{Condvar, Mutex};
 use loom::thread;
 use ringwire_exchange::directory::{Directory, Place};
 use ringwire_exchange::mailbox::{Mailbox, mailboxes};
+use ringwire_exchange::proofs::Proofs;
 
 /// An eventfd as loom can schedule it: a count, and a wait that takes it.
 #[derive(Default)]
@@ -187,5 +188,35 @@ fn reconnects_that_cross_leave_one_session() {
         assert_eq!(open.len(), 1, "one session of a key is left");
         assert_eq!(directory.find(&KEY), Some(open[0]));
         assert_eq!(directory.len(), 1);
+    });
+}
+
+/// A dial to a key whose proof is with another worker: either it finds the session, or it waits and is told.
+#[test]
+fn a_dial_never_misses_a_proof_that_was_under_way() {
+    loom::model(|| {
+        let directory = Arc::new(Directory::with_shards(1));
+        let proofs = Arc::new(Proofs::of(2));
+        let letters = Arc::new(loom::sync::atomic::AtomicUsize::new(0));
+        proofs.begin(1);
+        let proving = thread::spawn({
+            let (directory, proofs, letters) =
+                (Arc::clone(&directory), Arc::clone(&proofs), Arc::clone(&letters));
+            move || {
+                let _ = directory.insert(KEY, 1, 1);
+                proofs.decide(1, |worker| {
+                    assert_eq!(worker, 0);
+                    letters.fetch_add(1, loom::sync::atomic::Ordering::Release);
+                });
+            }
+        });
+        let waits_for = proofs.wait(0);
+        let is_found = directory.find(&KEY).is_some();
+        proving.join().unwrap();
+        let is_told = letters.load(loom::sync::atomic::Ordering::Acquire) == 1;
+        assert!(
+            is_found || (waits_for == 1 && is_told),
+            "found {is_found}, waits for {waits_for}, told {is_told}"
+        );
     });
 }

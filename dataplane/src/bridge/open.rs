@@ -192,12 +192,20 @@ impl<D: Driver> Worker<D> {
         destination: PublicKey,
         signed: Arc<[u8]>,
     ) -> bool {
-        if self.proving == 0 || self.undecided.len() >= limits::UNDECIDED_DIALS_MAX {
+        if self.undecided.len() >= limits::UNDECIDED_DIALS_MAX {
+            return false;
+        }
+        let proving = self.await_proofs();
+        // It may have come just before another worker knew that somebody waits.
+        if proving == 0 || self.directory.find(&destination).is_some() {
+            if self.undecided.is_empty() {
+                self.stop_awaiting_proofs();
+            }
             return false;
         }
         let Some(half) = self.halves.find_mut(half_key) else { return false };
         half.verifying = Some(signed);
-        let proofs_left = self.proving.min(limits::PROOFS_WAITED_FOR_MAX);
+        let proofs_left = proving.min(limits::PROOFS_WAITED_FOR_MAX);
         self.undecided.push(Undecided { half: half_key, destination, proofs_left });
         true
     }
@@ -215,6 +223,9 @@ impl<D: Driver> Worker<D> {
             false
         });
         self.undecided = undecided;
+        if self.undecided.is_empty() && !decided.is_empty() {
+            self.stop_awaiting_proofs();
+        }
         // Those that wait on are back in their list: what follows may end a session, and with it another proof.
         for (half_key, destination) in decided {
             let half = self.halves.find_mut(half_key).filter(|half| half.state == State::Request);

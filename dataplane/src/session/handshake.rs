@@ -79,14 +79,18 @@ impl<D: Driver> Worker<D> {
         if is_first && !half_open.stash.is_empty() {
             return Err(HandshakeFault::Early);
         }
+        let mut is_proof = false;
         let work = match std::mem::replace(&mut half_open.step, Step::Greeting) {
             Step::Third(handshake) => {
                 half_open.step = Step::Proving;
-                self.proving += 1;
+                is_proof = true;
                 Work::Prove { handshake, frame }
             }
             _ => Work::Greet { frame, hybrid: self.settings.hybrid },
         };
+        if is_proof {
+            self.proof_begins();
+        }
         if !self.submit(Job { owner: Owner::Session(key), class: Class::Stranger(prefix), work }) {
             self.close_session(key, CloseReason::LaneFull);
         }
@@ -191,7 +195,6 @@ impl<D: Driver> Worker<D> {
             return self.counters.count(Counter::LaneStale);
         };
         let Phase::Handshake(half_open) = &mut session.phase else { return };
-        self.proving -= 1;
         half_open.step = Step::Proven;
         match result {
             Ok(outcome) => {
@@ -205,7 +208,7 @@ impl<D: Driver> Worker<D> {
             }
             Err(fault) => self.fail_handshake(key, &fault.into()),
         }
-        self.decide_dials();
+        self.proof_ends();
     }
 
     fn fail_handshake(&mut self, key: Key, fault: &HandshakeFault) {

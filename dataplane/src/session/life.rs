@@ -167,8 +167,7 @@ impl<D: Driver> Worker<D> {
                     self.lane.cancel(Owner::Session(key));
                 }
                 if matches!(half_open.step, Step::Proving) {
-                    self.proving -= 1;
-                    self.decide_dials();
+                    self.proof_ends();
                 }
             }
             Phase::Open(open) => {

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ringwire_exchange::WorkerIndex;
 use ringwire_exchange::directory::{Directory, Place};
 use ringwire_exchange::mailbox::{self, Mailbox};
+use ringwire_exchange::proofs::Proofs;
 use ringwire_proto::identity::PublicKey;
 
 use crate::addresses::AddressCounts;
@@ -74,6 +75,9 @@ pub struct Team {
     /// Bytes of loans whose bridges were reset and that are not home yet, about, and when the last was reset.
     recalled_len: usize,
     recalled_at: Nanos,
+    proofs: Arc<Proofs>,
+    /// By worker: proofs that came out here of which it is yet to be told.
+    decided: Vec<u64>,
     /// This worker's sessions are closed.
     leaving: bool,
     /// By worker: it has ended.
@@ -88,6 +92,7 @@ impl Team {
         let by_address = Arc::new(AddressCounts::default());
         let undrained = Arc::new(AtomicUsize::new(count));
         let lenders = Arc::new(Mutex::new(vec![None; count]));
+        let proofs = Arc::new(Proofs::of(workers));
         let left: Arc<[AtomicBool]> = (0..count).map(|_| AtomicBool::new(false)).collect();
         let place = |mailbox| Self {
             directory: Arc::clone(&directory),
@@ -104,6 +109,8 @@ impl Team {
             listed: Vec::new(),
             recalled_len: 0,
             recalled_at: 0,
+            proofs: Arc::clone(&proofs),
+            decided: vec![0; count],
             leaving: false,
             left: Arc::clone(&left),
         };
@@ -128,9 +135,21 @@ impl Team {
         &self.directory
     }
 
-    /// Stand-ins have something to tell no more: those of a successor are listed anew.
+    /// Stand-ins have something to tell no more, and dials do not wait: those of a successor begin anew.
     pub(crate) fn forget_listed(&mut self) {
         self.listed.clear();
+        self.proofs.stop_waiting(self.mailbox.worker());
+    }
+
+    /// Tells those that wait of proofs that came out.
+    fn send_decided(&mut self) {
+        for worker in 0..self.decided.len() {
+            let proofs = std::mem::take(&mut self.decided[worker]);
+            // Truncation cannot be: workers are numbered so.
+            if proofs > 0 && self.send(worker as WorkerIndex, Letter::Decided { proofs }) == Outcome::Full {
+                self.decided[worker] = proofs;
+            }
+        }
     }
 
     /// Workers.
@@ -221,6 +240,36 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn close_elsewhere(&mut self, place: Place) {
         let letter = Letter::Close { session: Key::from_number(place.session), generation: place.generation };
         self.write_letter(place.worker, letter);
+    }
+
+    /// A proof of identity is with the lane.
+    pub(crate) fn proof_begins(&mut self) {
+        self.proving += 1;
+        if let Some(team) = &self.team {
+            team.proofs.begin(self.index);
+        }
+    }
+
+    /// One has come out one way or the other, and its session, if any, is filed: dials may have waited for it, here and
+    /// elsewhere.
+    pub(crate) fn proof_ends(&mut self) {
+        self.proving -= 1;
+        if let Some(Team { proofs, decided, .. }) = &mut self.team {
+            proofs.decide(self.index, |worker| decided[usize::from(worker)] += 1);
+        }
+        self.decide_dials();
+    }
+
+    /// Proofs of identity under way, on all workers; this one is told of what comes out until it has no dial that waits.
+    pub(crate) fn await_proofs(&mut self) -> usize {
+        self.proving + self.team.as_ref().map_or(0, |team| team.proofs.wait(self.index))
+    }
+
+    /// No dial waits for proofs any more.
+    pub(crate) fn stop_awaiting_proofs(&mut self) {
+        if let Some(team) = &self.team {
+            team.proofs.stop_waiting(self.index);
+        }
     }
 
     /// Sends a letter that must not be lost.

@@ -160,6 +160,7 @@ impl<D: Driver> Worker<D> {
         if !team.waiting.is_empty() {
             team.send_waiting();
         }
+        team.send_decided();
         if !team.listed.is_empty() {
             let mut writer = Writer { halves, nodes, pool: driver.pool(), counters, now };
             let mut listed = std::mem::take(&mut team.listed);
