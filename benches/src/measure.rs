@@ -20,9 +20,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Longest wait for bytes that are on the way when a round ends.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest time for a verified round.
-const VERIFY_TIMEOUT: Duration = Duration::from_secs(30);
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Unsent bytes in a bulk sender's socket beside a ping. Without a limit the ping would mostly wait in the generator's
 /// own send buffer of several MiB, which says nothing about the relay.
 const UNSENT_MAX: u32 = 128 * 1024;

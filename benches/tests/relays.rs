@@ -1,5 +1,5 @@
 //! The relays and the generator together, on real sockets and with real processes, small and unpinned.
-#![allow(clippy::unwrap_used, reason = "helpers of tests: a failure is the test's")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests: a failure is the test's")]
 
 use ringwire_benches::frames::Shape;
 use ringwire_benches::generator::{Generator, Load};
@@ -34,14 +34,23 @@ fn moves_verified_data(relay: Relay) {
 
 fn measures_every_load(relay: Relay) {
     for workload in &ALL {
-        let found = measure(&settings(), workload, relay).unwrap();
-        let name = format!("{} {}: {found:?}", workload.name, relay.name());
-        assert_eq!((found.lost_bytes, &found.faults, &found.warnings), (0, &vec![], &vec![]), "{name}");
+        let mut windows = [100, 1_000, 10_000].into_iter().map(Duration::from_millis);
+        // On a machine that is busy elsewhere a window may pass without a turn of all the processes: then a longer one.
+        let (found, name) = loop {
+            let window = windows.next().expect("something happens in ten seconds");
+            let found = measure(&Settings { window, ..settings() }, workload, relay).unwrap();
+            let name = format!("{} {}: {found:?}", workload.name, relay.name());
+            assert_eq!((found.lost_bytes, &found.faults, &found.warnings), (0, &vec![], &vec![]), "{name}");
+            let bulk = workload.bulk.is_none() || found.received_bytes > 0;
+            let ping = found.ping.is_none_or(|ping| ping.count > 0);
+            if bulk && ping && found.relay_busy > 0.0 {
+                break (found, name);
+            }
+        };
         assert_eq!(found.relay_cpu_s_per_gib.is_some(), workload.bulk.is_some(), "{name}");
         assert_eq!(found.ping.is_some(), workload.name.starts_with("ping"), "{name}");
         assert_eq!(found.company_share.is_some(), relay.is_ours(), "{name}");
-        assert!(found.ping.is_none_or(|ping| ping.count > 0 && ping.p50_us > 0.0), "{name}");
-        assert!(found.relay_busy > 0.0, "{name}");
+        assert!(found.ping.is_none_or(|ping| ping.p50_us > 0.0), "{name}");
     }
 }
 
@@ -109,6 +118,7 @@ fn every_load_runs_through_our_server() {
 /// Sends a little through a relay of this test that treats the bytes of the first connection with `spoil`.
 fn delivery_through(
     verified: bool,
+    patience: Duration,
     spoil: impl FnMut(&mut Vec<u8>) + Send + 'static,
 ) -> ringwire_benches::generator::Delivery {
     let (relay, sink) = (loopback_listener().unwrap(), loopback_listener().unwrap());
@@ -130,14 +140,14 @@ fn delivery_through(
     let link = Link::open(&Route::Plain { relay: relay_address, sink: &sink }, 2, false).unwrap();
     let load = Load { shape: Shape::GoClient, bytes_per_second: None, verified };
     let mut generator = Generator::new(vec![link], load).unwrap();
-    generator.run_bytes(MIB, Duration::from_secs(10)).unwrap();
-    generator.finish(Duration::from_millis(300)).unwrap()
+    generator.run_bytes(MIB, Duration::from_secs(60)).unwrap();
+    generator.finish(patience).unwrap()
 }
 
 #[test]
 fn an_honest_relay_loses_nothing() {
     for verified in [false, true] {
-        let delivery = delivery_through(verified, |_| {});
+        let delivery = delivery_through(verified, Duration::from_secs(60), |_| {});
         assert!(delivery.payload_sent >= MIB);
         assert_eq!((delivery.lost, delivery.faults), (0, vec![]));
     }
@@ -146,7 +156,8 @@ fn an_honest_relay_loses_nothing() {
 #[test]
 fn a_lost_byte_is_noticed_without_looking_at_content() {
     let mut left = 1;
-    let delivery = delivery_through(false, move |bytes| {
+    // All of it passes: what is lost never comes.
+    let delivery = delivery_through(false, Duration::from_secs(5), move |bytes| {
         if left > 0 {
             left -= 1;
             bytes.pop();
@@ -158,7 +169,7 @@ fn a_lost_byte_is_noticed_without_looking_at_content() {
 #[test]
 fn a_changed_byte_is_noticed_in_a_verified_round() {
     let mut passed = 0;
-    let delivery = delivery_through(true, move |bytes| {
+    let delivery = delivery_through(true, Duration::from_secs(60), move |bytes| {
         // Somewhere in a payload: frames of 4108 bytes with 12 of header.
         let at = 10 * 4108 + 2000;
         if (passed..passed + bytes.len()).contains(&at) {

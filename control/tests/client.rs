@@ -21,7 +21,7 @@ use ringwire_proto::identity::{Address, PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-const READY: Duration = Duration::from_secs(20);
+const READY: Duration = common::PATIENCE;
 
 fn new_key() -> SecretKey {
     SecretKey::generate(&mut OsEntropy)
@@ -363,7 +363,8 @@ async fn a_frozen_link_is_replaced_by_the_dial_that_meets_it() {
         let proxy = Proxy::start(server.addresses()[0]).await;
         let directory = Arc::new(Memory::default());
         directory.add_server(server.public_key(), &proxy.address.to_string());
-        let attempt_limit = Duration::from_millis(500);
+        // Over the dead session it is waited for in vain; over the fresh one it must suffice on any machine.
+        let attempt_limit = Duration::from_secs(3);
         let behind = ready(ClientConfig { attempt_limit, ..config(directory.clone()) }).await;
         let direct: Arc<dyn Directory> = Arc::new(KnownServers::new(vec![address(&server)]));
         let third = ready(config(direct)).await;
@@ -399,7 +400,8 @@ async fn a_frozen_link_is_noticed_by_the_keepalive_and_made_anew() {
         directory.add_server(server.public_key(), &proxy.address.to_string());
         let behind = ready(ClientConfig {
             keepalive: Duration::from_millis(200),
-            keepalive_limit: Duration::from_millis(500),
+            // Long enough for the answer of a busy machine: the session that is made anew must live.
+            keepalive_limit: Duration::from_secs(3),
             ..config(directory.clone())
         })
         .await;
@@ -430,7 +432,7 @@ async fn a_third_party_reaches_the_new_session_within_one_handshake() {
         frozen.ping().await.unwrap();
         let third = ready(config(Arc::new(KnownServers::new(vec![address(&server)])))).await;
         proxy.freeze();
-        let mut former = Vec::new();
+        let (mut former, mut took) = (Vec::new(), Vec::new());
         for round in 1..=5 {
             let started = Instant::now();
             let again = Session::connect(session(address(&server))).await.unwrap();
@@ -439,10 +441,13 @@ async fn a_third_party_reaches_the_new_session_within_one_handshake() {
             let destination = Address { key: again.public_key(), port: 80 };
             let mut stream = third.dial(destination).await.unwrap();
             prove(&mut stream, &mut listener).await;
-            assert!(started.elapsed() < Duration::from_secs(5), "one handshake: {:?}", started.elapsed());
+            took.push(started.elapsed());
             assert_eq!(counts(&server, Counter::SessionsDisplaced), round);
             former.push(again);
         }
+        // The median, so that a pause of the machine is not taken for a time-out.
+        took.sort_unstable();
+        assert!(took[2] < Duration::from_secs(5), "one handshake: {took:?}");
         // The dead session's own end changes nothing for the living one.
         frozen.close().await;
         drop(proxy);
@@ -529,8 +534,7 @@ async fn a_sequence_that_somebody_raised_is_followed_unless_it_is_newer() {
         second.post.retry.longest = Duration::from_secs(60);
         directory.interlope(other(&second.secret_key, 7, i64::MAX));
         let client = Client::start(second).unwrap();
-        let error = client.ready(Duration::from_millis(300)).await.unwrap_err();
-        assert!(error.to_string().contains("another client use this key"), "{error}");
+        until_told(&client, "another client use this key").await;
     })
     .await;
 }
@@ -571,11 +575,21 @@ async fn a_client_that_cannot_connect_says_what_stands_in_the_way() {
         let directory = Arc::new(Memory::default());
         directory.add_server(new_key().public_key(), &free.to_string());
         let client = Client::start(config(directory)).unwrap();
-        let error = client.ready(Duration::from_millis(500)).await.unwrap_err();
-        assert!(error.to_string().contains(&free.to_string()), "{error}");
+        until_told(&client, &free.to_string()).await;
         let nobody = Client::start(config(Arc::new(Memory::default()))).unwrap();
-        let error = nobody.ready(Duration::from_millis(500)).await.unwrap_err();
-        assert!(error.to_string().contains("no server"), "{error}");
+        until_told(&nobody, "no server").await;
     })
     .await;
+}
+
+/// Waits until a client that does not become ready says this: a busy machine has it try a little later.
+async fn until_told(client: &Client, why: &str) {
+    let patience = Instant::now() + READY;
+    loop {
+        let error = client.ready(Duration::from_millis(300)).await.unwrap_err();
+        if error.to_string().contains(why) {
+            return;
+        }
+        assert!(Instant::now() < patience, "not told: {why}; but: {error}");
+    }
 }

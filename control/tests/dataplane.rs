@@ -26,7 +26,7 @@ use ringwire_ipc::socket::{Address, Client, ClientError, Hello, PROTOCOL, Refusa
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A data plane's process, which does not outlive the test.
 struct Plane {

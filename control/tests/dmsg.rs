@@ -107,11 +107,16 @@ async fn an_absent_destination_is_refused_promptly() {
         let server = server(Hybrid::Offer);
         let dialler = session(&server).await;
         let stranger = SecretKey::generate(&mut OsEntropy).public_key();
-        let started = Instant::now();
-        let error = dialler.dial(Address { key: stranger, port: 80 }).await.unwrap_err();
-        assert!(matches!(error, DialError::Unreachable(address) if address.key == stranger), "{error}");
-        assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
-        assert!(error.to_string().contains("same server"), "{error}");
+        let mut took = Vec::new();
+        // One of five, so that a machine's pause is not taken for a time-out.
+        while took.iter().all(|took| *took >= Duration::from_secs(2)) {
+            assert!(took.len() < 5, "{took:?}");
+            let started = Instant::now();
+            let error = dialler.dial(Address { key: stranger, port: 80 }).await.unwrap_err();
+            took.push(started.elapsed());
+            assert!(matches!(error, DialError::Unreachable(address) if address.key == stranger), "{error}");
+            assert!(error.to_string().contains("same server"), "{error}");
+        }
 
         // A key that is there, a port where nobody listens: the destination refuses.
         let destination = session(&server).await;

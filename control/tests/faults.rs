@@ -51,12 +51,12 @@ async fn answer_dial(server: &mut Scripted, answer: impl FnOnce(&[u8]) -> Vec<u8
 #[tokio::test]
 async fn nothing_is_sent_during_the_pause_behind_the_handshake() {
     within(async {
-        let pause = Duration::from_millis(150);
+        // The pause is behind the handshake, so it is over no earlier than this after its beginning.
+        let (pause, started) = (Duration::from_millis(300), Instant::now());
         let (client, mut server) = connect(|config| config.first_frame_pause = pause).await;
-        let started = Instant::now();
         let ping = tokio::spawn(async move { client.ping().await });
         let (syn, _) = server.hear().await;
-        assert!(started.elapsed() > pause - Duration::from_millis(30), "{:?}", started.elapsed());
+        assert!(started.elapsed() >= pause, "{:?}", started.elapsed());
         assert_eq!(syn, Header::window_update(1, 0).with_flags(Flags::SYN));
         let (marker, payload) = server.hear().await;
         assert_eq!((marker, &payload[..]), (Header::data(1, 2), &[0, 0][..]));
@@ -72,14 +72,20 @@ async fn a_silent_server_costs_the_limit_and_a_reset() {
         let limit = Duration::from_millis(200);
         let (client, mut server) = connect(|config| config.dial_limit = limit).await;
         let key = stranger().public_key();
-        let started = Instant::now();
-        let error = client.dial(Address { key, port: 80 }).await.unwrap_err();
-        assert!(matches!(error, DialError::TimedOut { .. }), "{error}");
-        assert!(started.elapsed() >= limit && started.elapsed() < 5 * limit);
-        let (syn, _) = server.hear().await;
-        let (_, _request) = server.hear().await;
-        let (reset, _) = server.hear().await;
-        assert_eq!((reset.stream, reset.flags), (syn.stream, Flags::RST));
+        let mut took = Vec::new();
+        // One of five, so that a machine's pause is not taken for a longer limit.
+        while took.iter().all(|took| *took >= 5 * limit) {
+            assert!(took.len() < 5, "{took:?}");
+            let started = Instant::now();
+            let error = client.dial(Address { key, port: 80 }).await.unwrap_err();
+            took.push(started.elapsed());
+            assert!(matches!(error, DialError::TimedOut { .. }), "{error}");
+            assert!(started.elapsed() >= limit);
+            let (syn, _) = server.hear().await;
+            let (_, _request) = server.hear().await;
+            let (reset, _) = server.hear().await;
+            assert_eq!((reset.stream, reset.flags), (syn.stream, Flags::RST));
+        }
     })
     .await;
 }
@@ -135,7 +141,7 @@ async fn answers_are_checked_against_request_and_destination() {
 #[tokio::test]
 async fn a_bad_stream_costs_only_that_stream() {
     within(async {
-        let (client, mut server) = connect(|config| config.dial_limit = Duration::from_millis(300)).await;
+        let (client, mut server) = connect(|config| config.dial_limit = Duration::from_secs(3)).await;
         let mut listener = client.listen(80).unwrap();
         let (peer, me) = (stranger(), client.public_key());
         let no_listener = request(&peer, me, 81);

@@ -19,7 +19,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a relay may take to end after its standard input was closed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Lines of a relay's standard error that are kept; one is enough to make a row invalid.
 const WARNINGS_MAX: usize = 10;
 
