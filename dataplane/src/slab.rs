@@ -1,4 +1,7 @@
 //! A table whose keys are index *and* generation, so that a reused slot is noticed.
+//!
+//! It grows by chunks and moves nothing when it does: no turn copies a table of megabytes, and no former copy of one stays behind
+//! in the allocator.
 
 use crate::planted::{self, Bug};
 
@@ -30,14 +33,18 @@ impl Key {
 /// See the module's head.
 #[derive(Debug)]
 pub struct Slab<T> {
-    entries: Vec<Entry<T>>,
+    /// All but the last are full.
+    chunks: Vec<Vec<Entry<T>>>,
     free: Vec<u32>,
     /// Above the generation of every place that was given back to the allocator.
     generation_floor: u32,
 }
 
-/// Places below which a table is never made smaller.
-const PLACES_KEPT: usize = 256;
+/// Places of a chunk.
+const CHUNK: usize = 64;
+
+/// Places below which a table is never made smaller; whole chunks.
+const PLACES_KEPT: usize = 4 * CHUNK;
 
 #[derive(Debug)]
 struct Entry<T> {
@@ -47,28 +54,51 @@ struct Entry<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { entries: Vec::new(), free: Vec::new(), generation_floor: 0 }
+        Self { chunks: Vec::new(), free: Vec::new(), generation_floor: 0 }
     }
 }
 
 impl<T> Slab<T> {
+    fn entry(&self, place: usize) -> Option<&Entry<T>> {
+        self.chunks.get(place / CHUNK)?.get(place % CHUNK)
+    }
+
+    fn entry_mut(&mut self, place: usize) -> Option<&mut Entry<T>> {
+        self.chunks.get_mut(place / CHUNK)?.get_mut(place % CHUNK)
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry<T>> + '_ {
+        self.chunks.iter().flatten()
+    }
+
+    fn push(&mut self, entry: Entry<T>) {
+        match self.chunks.last_mut().filter(|chunk| chunk.len() < CHUNK) {
+            Some(chunk) => chunk.push(entry),
+            None => {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                chunk.push(entry);
+                self.chunks.push(chunk);
+            }
+        }
+    }
+
     /// Puts a value into a free place.
     pub fn insert(&mut self, value: T) -> Key {
         if let Some(index) = self.free.pop() {
-            let entry = &mut self.entries[index as usize];
+            // It is one of the places.
+            let entry = &mut self.chunks[index as usize / CHUNK][index as usize % CHUNK];
             entry.value = Some(value);
             return Key { index, generation: entry.generation };
         }
-        let index = self.entries.len() as u32;
+        let index = self.places() as u32;
         let generation = self.generation_floor;
-        self.entries.push(Entry { generation, value: Some(value) });
+        self.push(Entry { generation, value: Some(value) });
         Key { index, generation }
     }
 
     /// The value behind a key, unless the place was emptied since.
     pub fn find(&self, key: Key) -> Option<&T> {
-        self.entries
-            .get(key.index as usize)
+        self.entry(key.index as usize)
             .filter(|entry| entry.generation == key.generation || planted::is(Bug::StaleGeneration))?
             .value
             .as_ref()
@@ -76,8 +106,7 @@ impl<T> Slab<T> {
 
     /// As [`find`](Self::find), to change it.
     pub fn find_mut(&mut self, key: Key) -> Option<&mut T> {
-        self.entries
-            .get_mut(key.index as usize)
+        self.entry_mut(key.index as usize)
             .filter(|entry| entry.generation == key.generation || planted::is(Bug::StaleGeneration))?
             .value
             .as_mut()
@@ -86,20 +115,19 @@ impl<T> Slab<T> {
     /// Whoever has the place of a key now.
     #[doc(hidden)]
     pub fn tenant(&self, key: Key) -> Option<Key> {
-        let entry = self.entries.get(key.index as usize).filter(|entry| entry.value.is_some())?;
+        let entry = self.entry(key.index as usize).filter(|entry| entry.value.is_some())?;
         Some(Key { index: key.index, generation: entry.generation })
     }
 
     /// Empties the place; later uses of the key find nothing.
     pub fn remove(&mut self, key: Key) -> Option<T> {
-        let entry =
-            self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)?;
+        let entry = self.entry_mut(key.index as usize).filter(|entry| entry.generation == key.generation)?;
         let value = entry.value.take()?;
         entry.generation = entry.generation.wrapping_add(1);
         self.free.push(key.index);
         // Looked at now and then, for looking is a walk.
         let is_due = self.is_empty() || self.free.len().is_multiple_of(PLACES_KEPT);
-        if is_due && self.entries.len() > PLACES_KEPT && 4 * self.len() < self.entries.len() {
+        if is_due && self.places() > PLACES_KEPT && 4 * self.len() < self.places() {
             self.shrink();
         }
         Some(value)
@@ -108,34 +136,35 @@ impl<T> Slab<T> {
     /// Gives empty places at the end back, once the table is mostly empty: after a crowd it is as small as before. New
     /// tenants of such a place begin above every generation it had, so that former keys go on finding nothing.
     fn shrink(&mut self) {
-        let used = self.entries.iter().rposition(|entry| entry.value.is_some()).map_or(0, |last| last + 1);
-        let kept = used.max(PLACES_KEPT);
+        let is_used = |&place: &usize| self.entry(place).is_some_and(|entry| entry.value.is_some());
+        let used = (0..self.places()).rev().find(is_used).map_or(0, |last| last + 1);
+        let kept = used.max(PLACES_KEPT).next_multiple_of(CHUNK);
         // Only when it is worth the walk; a tenant far behind keeps the table as it is.
-        if 2 * kept > self.entries.len() {
+        if 2 * kept > self.places() {
             return;
         }
-        for entry in self.entries.drain(kept..) {
+        for entry in self.chunks.drain(kept / CHUNK..).flatten() {
             self.generation_floor = self.generation_floor.max(entry.generation);
         }
-        self.entries.shrink_to(2 * kept);
+        self.chunks.shrink_to(2 * kept / CHUNK);
         self.free.retain(|&index| (index as usize) < kept);
         self.free.shrink_to(2 * kept);
     }
 
     /// Places in the table, empty ones included.
     pub fn places(&self) -> usize {
-        self.entries.len()
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
     }
 
     /// The value at a place, with its key.
     pub fn at(&self, place: usize) -> Option<(Key, &T)> {
-        let entry = self.entries.get(place)?;
+        let entry = self.entry(place)?;
         Some((Key { index: place as u32, generation: entry.generation }, entry.value.as_ref()?))
     }
 
     /// Values in the table.
     pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.places() - self.free.len()
     }
 
     /// Whether the table holds nothing.
@@ -146,28 +175,31 @@ impl<T> Slab<T> {
     /// The generation of every place, empty ones included: what [`from_entries`](Self::from_entries) needs besides the values,
     /// so that keys of former tenants go on finding nothing.
     pub fn generations(&self) -> Vec<u32> {
-        self.entries.iter().map(|entry| entry.generation).collect()
+        self.entries().map(|entry| entry.generation).collect()
     }
 
     /// A table in which each key finds its value, and no key that found nothing before finds one.
     pub fn from_entries(generations: &[u32], values: impl IntoIterator<Item = (Key, T)>) -> Self {
-        let entries = generations.iter().map(|&generation| Entry { generation, value: None }).collect();
-        let mut slab = Self { entries, free: Vec::new(), generation_floor: 0 };
-        for (key, value) in values {
-            let places = key.index as usize + 1;
-            if slab.entries.len() < places {
-                slab.entries.resize_with(places, || Entry { generation: 0, value: None });
-            }
-            slab.entries[key.index as usize] = Entry { generation: key.generation, value: Some(value) };
+        let mut slab = Self::default();
+        for &generation in generations {
+            slab.push(Entry { generation, value: None });
         }
-        let empty = slab.entries.iter().enumerate().filter(|(_, entry)| entry.value.is_none());
+        for (key, value) in values {
+            let place = key.index as usize;
+            while slab.places() <= place {
+                slab.push(Entry { generation: 0, value: None });
+            }
+            slab.chunks[place / CHUNK][place % CHUNK] =
+                Entry { generation: key.generation, value: Some(value) };
+        }
+        let empty = slab.entries().enumerate().filter(|(_, entry)| entry.value.is_none());
         slab.free = empty.map(|(index, _)| index as u32).collect();
         slab
     }
 
     /// Takes the table apart, in order of place.
     pub fn into_entries(self) -> impl Iterator<Item = (Key, T)> {
-        self.entries.into_iter().enumerate().filter_map(|(index, entry)| {
+        self.chunks.into_iter().flatten().enumerate().filter_map(|(index, entry)| {
             let key = Key { index: index as u32, generation: entry.generation };
             entry.value.map(|value| (key, value))
         })
@@ -175,7 +207,7 @@ impl<T> Slab<T> {
 
     /// Keys and values, in order of place.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> + '_ {
-        self.entries.iter().enumerate().filter_map(|(index, entry)| {
+        self.entries().enumerate().filter_map(|(index, entry)| {
             let key = Key { index: index as u32, generation: entry.generation };
             entry.value.as_ref().map(|value| (key, value))
         })
@@ -214,7 +246,11 @@ mod tests {
             for &key in &keys {
                 assert!(slab.remove(key).is_some());
             }
-            assert!(slab.entries.capacity() <= 4 * PLACES_KEPT && slab.free.capacity() <= 4 * PLACES_KEPT);
+            assert!(
+                slab.chunks.capacity() <= 4 * PLACES_KEPT / CHUNK
+                    && slab.chunks.len() <= PLACES_KEPT / CHUNK
+                    && slab.free.capacity() <= 4 * PLACES_KEPT
+            );
             former.extend(keys);
         }
         assert!(slab.is_empty());
