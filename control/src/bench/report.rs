@@ -55,7 +55,7 @@ pub struct Report {
     pub server_rss_bytes: Option<u64>,
     /// By how much that grew for each idle session.
     pub rss_bytes_per_session: Option<f64>,
-    /// By how much that grew for each idle stream.
+    /// By how much that grew for each idle stream, behind the first tenth of them.
     pub rss_bytes_per_stream: Option<f64>,
     /// By how much the kernel's own memory grew for each idle session, in all processes of this machine: with the server on
     /// loopback, both ends of the connection.
@@ -150,7 +150,8 @@ impl Report {
 
     pub(super) fn of_idle_streams(options: &Options, outcome: streams::Outcome) -> Self {
         let mut report = Self::new(options, &outcome.cost, outcome.errors);
-        report.rss_bytes_per_stream = each(outcome.cost.server_rss_growth_bytes, outcome.streams);
+        report.rss_bytes_per_stream = each(outcome.cost.server_rss_growth_bytes, outcome.counted);
+        report.expect_some(outcome.alive, "no stream lived to the end");
         report.latency_us = Latency::of(&outcome.times);
         report
     }

@@ -1,8 +1,10 @@
 //! Streams that do nothing, and the memory they cost a server.
 //!
-//! In: [`Options`]. Out: [`Outcome`]. The sessions come first and do not count; then all streams are opened, held for the
-//! time, and asked for a sign of life: twelve bytes one way, and the answer.
+//! In: [`Options`]. Out: [`Outcome`]. The sessions and a tenth of the streams come first and do not count, for what a server holds
+//! once (buffers that were never touched before, say) is not the price of a stream; then the others are opened, all are held for
+//! the time, and asked for a sign of life: twelve bytes one way, and the answer.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,13 +18,18 @@ use super::cost::{Cost, Meter};
 use super::transfer;
 use crate::dmsg::{Listener, Session};
 
+/// One stream in so many is opened before the cost is counted.
+const TENTH: usize = 10;
+
 /// Errors that are told one by one; further ones are only counted.
 const ERRORS_MAX: usize = 8;
 
 /// What came of it.
 pub(super) struct Outcome {
     /// Streams that were open together at the end, and lived.
-    pub(super) streams: u64,
+    pub(super) alive: u64,
+    /// Streams that were opened while the cost was counted.
+    pub(super) counted: u64,
     /// Time of each dial in nanoseconds.
     pub(super) times: Histogram<u64>,
     pub(super) cost: Cost,
@@ -35,21 +42,14 @@ pub(super) async fn idle(options: &Options, progress: &Arc<Progress>) -> Result<
     for _ in 0..options.pairs {
         pairs.push(connect_pair(options).await?);
     }
+    let mut all = Opened::default();
+    let first = options.streams.div_ceil(TENTH);
+    pairs = all.open(pairs, 0..first, options, progress).await;
+    let before = all.lanes.len();
     let meter = Meter::start(options);
-    let mut openers = JoinSet::new();
-    for (number, pair) in pairs.into_iter().enumerate() {
-        openers.spawn(open(pair, number * options.streams, options.streams, Arc::clone(progress)));
-    }
-    let (mut held, mut lanes, mut times) = (Vec::new(), Vec::new(), transfer::histogram());
-    let mut errors = Vec::new();
-    while let Some(opened) = openers.join_next().await {
-        let Opened { pair, lanes: more, times: took, failure } = opened?;
-        held.push(pair);
-        lanes.extend(more);
-        // Both have the same bounds, so nothing can be out of range.
-        times.add(&took).ok();
-        errors.extend(failure);
-    }
+    pairs = all.open(pairs, first..options.streams, options, progress).await;
+    let Opened { lanes, times, mut errors } = all;
+    let counted = (lanes.len() - before) as u64;
     if errors.is_empty() {
         sleep(options.duration).await;
     }
@@ -63,53 +63,82 @@ pub(super) async fn idle(options: &Options, progress: &Arc<Progress>) -> Result<
             tokio::try_join!(sent, received).map(|_| ()).map_err(|error| error.to_string())
         });
     }
-    let mut streams = 0;
+    let mut alive = 0;
     while let Some(answer) = asked.join_next().await {
         match answer? {
-            Ok(()) => streams += 1,
+            Ok(()) => alive += 1,
             Err(error) if errors.len() < ERRORS_MAX => errors.push(format!("an idle stream died: {error}")),
             Err(_) => {}
         }
     }
-    Ok(Outcome { streams, times, cost, errors })
+    // The streams end with their sessions.
+    drop(pairs);
+    Ok(Outcome { alive, counted, times, cost, errors })
 }
 
-/// What came of opening the streams of a pair.
+type Pair = (Session, Session, Listener);
+
+/// Streams that are open.
 struct Opened {
-    /// Kept, because the streams end with it.
-    pair: (Session, Session, Listener),
     lanes: Vec<Lane>,
     times: Histogram<u64>,
-    /// What stopped it before all were open.
-    failure: Option<String>,
+    /// What stopped a pair before all were open.
+    errors: Vec<String>,
 }
 
-/// Opens the streams of a pair, one after the other.
-async fn open(
-    pair: (Session, Session, Listener),
-    first: usize,
-    count: usize,
-    progress: Arc<Progress>,
-) -> Opened {
-    let mut opened =
-        Opened { pair, lanes: Vec::with_capacity(count), times: transfer::histogram(), failure: None };
-    for number in first..first + count {
-        let started = Instant::now();
-        let (sender, receiver, listener) = &mut opened.pair;
-        let destination = Address { key: receiver.public_key(), port: PORT };
-        let accept = async { listener.accept().await.map_err(BenchError::from) };
-        let dial = async { sender.dial(destination).await.map_err(BenchError::from) };
-        match tokio::try_join!(dial, accept) {
-            Ok((sender, receiver)) => {
-                opened.lanes.push(Lane { number: number as u64, sender, receiver });
-            }
-            Err(error) => {
-                opened.failure = Some(error.to_string());
-                break;
-            }
-        }
-        opened.times.saturating_record(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
-        progress.count_one();
+impl Default for Opened {
+    fn default() -> Self {
+        Self { lanes: Vec::new(), times: transfer::histogram(), errors: Vec::new() }
     }
-    opened
+}
+
+impl Opened {
+    /// Opens these streams of each of the pairs, which it gives back.
+    async fn open(
+        &mut self,
+        pairs: Vec<Pair>,
+        streams: Range<usize>,
+        options: &Options,
+        progress: &Arc<Progress>,
+    ) -> Vec<Pair> {
+        let mut openers = JoinSet::new();
+        for (number, mut pair) in pairs.into_iter().enumerate() {
+            let (mut opened, progress) = (Self::default(), Arc::clone(progress));
+            let streams = streams.start + number * options.streams..streams.end + number * options.streams;
+            openers.spawn(async move {
+                opened.open_on(&mut pair, streams, &progress).await;
+                (number, pair, opened)
+            });
+        }
+        let mut ended = openers.join_all().await;
+        ended.sort_unstable_by_key(|(number, ..)| *number);
+        let mut pairs = Vec::with_capacity(ended.len());
+        for (_, pair, opened) in ended {
+            pairs.push(pair);
+            self.lanes.extend(opened.lanes);
+            // Both have the same bounds, so nothing can be out of range.
+            self.times.add(&opened.times).ok();
+            self.errors.extend(opened.errors);
+        }
+        pairs
+    }
+
+    /// Opens streams of a pair, one after the other.
+    async fn open_on(&mut self, pair: &mut Pair, streams: Range<usize>, progress: &Progress) {
+        let (sender, receiver, listener) = pair;
+        let destination = Address { key: receiver.public_key(), port: PORT };
+        for number in streams {
+            let started = Instant::now();
+            let accept = async { listener.accept().await.map_err(BenchError::from) };
+            let dial = async { sender.dial(destination).await.map_err(BenchError::from) };
+            match tokio::try_join!(dial, accept) {
+                Ok((sender, receiver)) => {
+                    self.lanes.push(Lane { number: number as u64, sender, receiver });
+                }
+                Err(error) => return self.errors.push(error.to_string()),
+            }
+            self.times.saturating_record(u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+            progress.count_one();
+        }
+    }
 }
