@@ -22,7 +22,9 @@ use ringwire_ipc::channel::ControlEnd;
 use ringwire_ipc::message::{
     Answer, Command as Ordered, Event, HybridPolicy, Order, PeerKey, Reason, Setting,
 };
-use ringwire_ipc::socket::{Address, Client, ClientError, Hello, PROTOCOL, Refusal, Start, Started};
+use ringwire_ipc::socket::{
+    Address, ChannelDescriptors, Client, ClientError, Hello, PROTOCOL, Refusal, Start, Started,
+};
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 
@@ -123,9 +125,18 @@ async fn session(server: &ServerAddress) -> Session {
 }
 
 fn attach(client: &mut Client) -> ControlEnd {
-    let mut attachment = client.attach(LAYOUT_HASH).unwrap();
-    assert_eq!(attachment.channels.len(), 1);
-    ControlEnd::open(attachment.channels.remove(0), attachment.epoch).unwrap()
+    let [control] = attach_all(client).try_into().expect("one worker");
+    control
+}
+
+/// The channels of all workers, in order of their number.
+fn attach_all(client: &mut Client) -> Vec<ControlEnd> {
+    let attachment = client.attach(LAYOUT_HASH).unwrap();
+    let open = |(worker, channel): (u32, ChannelDescriptors)| {
+        assert_eq!(channel.worker, worker);
+        ControlEnd::open(channel, attachment.epoch).unwrap()
+    };
+    (0..).zip(attachment.channels).map(open).collect()
 }
 
 /// The next event, waiting for it.
@@ -308,12 +319,10 @@ async fn a_drain_lets_streams_finish_and_refuses_what_is_new() {
     .await;
 }
 
-#[test]
-fn a_control_plane_that_missed_events_is_told_when_it_reads_again_though_nothing_happens() {
-    let (_plane, _, mut client) = serving(&[], &Configuration::default());
-    let mut control = attach(&mut client);
+/// Has more events written than the ring holds and reads none.
+fn miss_events(control: &mut ControlEnd) {
     let nobody = PeerKey::new([2; 33]).unwrap();
-    // Each is answered with an event; nobody reads them until many more came than the ring holds.
+    // Each is answered with an event.
     let mut request = 0;
     let deadline = Instant::now() + TIMEOUT;
     while request < 5000 {
@@ -327,12 +336,48 @@ fn a_control_plane_that_missed_events_is_told_when_it_reads_again_though_nothing
         assert!(Instant::now() < deadline, "the worker never waits, it drops");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Reads what is there of [`miss_events`], and that the rest was missed.
+fn catch_up(control: &mut ControlEnd) {
     for expected in 0..4096 {
-        let answered = event(&mut control);
+        let answered = event(control);
         assert_eq!(answered, Event::Answered { request: expected, answer: Answer::NotFound });
     }
-    assert_eq!(event(&mut control), Event::Resync { dropped: 5000 - 4096 });
+    assert_eq!(event(control), Event::Resync { dropped: 5000 - 4096 });
+}
+
+#[test]
+fn a_control_plane_that_missed_events_is_told_when_it_reads_again_though_nothing_happens() {
+    let (_plane, _, mut client) = serving(&[], &Configuration::default());
+    let mut control = attach(&mut client);
+    miss_events(&mut control);
+    catch_up(&mut control);
     assert_eq!(ask(&mut control, 9999, Order::ListSessions), (Vec::new(), Answer::Done(0)));
+}
+
+#[test]
+fn each_worker_has_a_channel_and_events_missed_of_one_cost_the_others_none() {
+    let (plane, _, mut client) = serving(&[], &Configuration { workers: 3, ..Configuration::default() });
+    let mut controls = attach_all(&mut client);
+    assert_eq!(controls.len(), 3);
+    miss_events(&mut controls[1]);
+    for worker in [0, 2] {
+        assert_eq!(ask(&mut controls[worker], 7, Order::ListSessions), (Vec::new(), Answer::Done(0)));
+        assert_eq!(controls[worker].counters().read(Counter::EventsDropped.cell()), 0);
+        assert!(controls[worker].event().unwrap().is_none(), "nothing was missed here");
+    }
+    catch_up(&mut controls[1]);
+    assert_eq!(ask(&mut controls[1], 9999, Order::ListSessions), (Vec::new(), Answer::Done(0)));
+
+    // A budget is stated for the server, told to each, and divided by them.
+    let budget = client.report().unwrap().memory.budget;
+    for control in &mut controls {
+        let order = Order::Change(Setting::BudgetLen(budget / 2));
+        assert_eq!(ask(control, 5, order), (Vec::new(), Answer::Done(0)));
+    }
+    let halved = plane.talk().report().unwrap().memory.budget;
+    assert!(halved <= budget / 2 && halved + 3 >= budget / 2, "{budget}, then {halved}");
 }
 
 #[test]

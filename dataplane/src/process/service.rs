@@ -320,9 +320,65 @@ fn build() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::thread::JoinHandle;
+
+    use ringwire_ipc::socket::Start;
+    use ringwire_proto::identity::SecretKey;
     use rustix::process::Uid;
 
     use super::*;
+    use crate::entropy::OsEntropy;
+
+    /// A plane whose server has three workers, and a conversation with it on a thread of its own.
+    fn conversing(plane: &Arc<Plane>) -> (Connection, JoinHandle<()>) {
+        let start = Start {
+            secret_key: SecretKey::generate(&mut OsEntropy).expose_bytes().to_vec(),
+            settings: r#"{"driver":"poll","workers":3}"#.into(),
+            configuration: Vec::new(),
+            listen: vec![Address { text: "127.0.0.1:0".into() }],
+        };
+        assert!(plane.state().start(&start, Vec::new()).is_ok());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let of_thread = Arc::clone(plane);
+        let body = move || converse(Connection::new(theirs, LIMIT), &of_thread);
+        let thread = std::thread::spawn(body);
+        let mut client = Connection::new(ours, LIMIT);
+        let hello = Hello { protocol: PROTOCOL, ..Hello::default() };
+        client.send_request(Request::Hello(hello), &[]).unwrap();
+        assert!(matches!(client.receive_reply(), Ok((Reply::Hello(_), _))));
+        (client, thread)
+    }
+
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_worker_that_is_stuck_is_named_and_holds_up_only_who_asks_for_it() {
+        let plane = Arc::new(Plane::new());
+        let (mut client, thread) = conversing(&plane);
+        let (release, released) = crossbeam::channel::bounded(1);
+        plane.state().serving.as_ref().unwrap().server.workers().hang(2, released);
+        client.send_request(Request::Status(Empty {}), &[]).unwrap();
+        // The answer takes two seconds; what else wants to know something of the plane, such as whether to end, does not wait.
+        let started = Instant::now();
+        while started.elapsed() < Duration::from_millis(300) {
+            let asked = Instant::now();
+            assert!(!plane.is_stopped());
+            assert!(
+                asked.elapsed() < Duration::from_secs(1),
+                "the plane is held while a worker is waited for"
+            );
+        }
+        let Ok((Reply::Status(status), _)) = client.receive_reply() else { panic!("a status") };
+        assert_eq!((status.state.as_str(), status.workers), ("serving", 3));
+        assert!(status.fault.starts_with("worker 2 does not answer"), "{}", status.fault);
+        client.send_request(Request::Report(Empty {}), &[]).unwrap();
+        let Ok((Reply::Refused(refused), _)) = client.receive_reply() else { panic!("a refusal") };
+        assert!(refused.refusal() == Refusal::Stuck && refused.reason.starts_with("worker 2"), "{refused:?}");
+        drop((release, client));
+        thread.join().unwrap();
+        plane.end().unwrap();
+    }
 
     #[test]
     fn the_own_user_and_root_may_speak_and_nobody_else() {

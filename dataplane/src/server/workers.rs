@@ -155,7 +155,7 @@ impl Workers {
 
     /// Lets a worker do nothing until the other end of `released` is dropped.
     #[cfg(test)]
-    pub(super) fn hang(&self, worker: usize, released: Receiver<()>) {
+    pub(crate) fn hang(&self, worker: usize, released: Receiver<()>) {
         self.send(worker, Order::Hang(released), Instant::now() + ANSWER_TIMEOUT).unwrap();
     }
 
