@@ -13,6 +13,7 @@ use ringwire_dataplane::driver::{Batch, Driver, Wait};
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_dataplane::inspect::Inspection;
 use ringwire_dataplane::lane::InlineLane;
+use ringwire_dataplane::mail::{Order, mailbox};
 use ringwire_dataplane::poll::PollDriver;
 use ringwire_dataplane::ring::UringDriver;
 use ringwire_dataplane::team::Team;
@@ -31,6 +32,7 @@ on_each_driver!(
     keys_that_reconnect_here_and_there_leave_one_session_each,
     a_worker_that_is_awake_is_not_woken,
     a_dial_waits_for_a_proof_that_is_with_the_other_worker,
+    memory_used_up_by_loans_comes_home,
 );
 
 fn pair(stage: &Stage) -> (Peer, Peer) {
@@ -278,6 +280,10 @@ fn a_dial_waits_for_a_proof_that_is_with_the_other_worker() {
     with_driver!(dial_before_proof);
 }
 
+fn memory_used_up_by_loans_comes_home() {
+    with_driver!(exhausted_by_loans);
+}
+
 /// Two workers whose turns the test takes by itself, so that it knows which of them does what, and when.
 struct Bench<D> {
     public_key: PublicKey,
@@ -416,4 +422,51 @@ fn dial_before_proof<D: Driver>(make: impl Fn(Socket) -> (D, Waker)) {
     a.write_object(stream, &signed);
     bench.turn_until("a refusal", |_| first.value(Counter::RefusedDestination) == 1);
     drop(proving);
+}
+
+fn exhausted_by_loans<D: Driver>(make: impl Fn(Socket) -> (D, Waker)) {
+    let mut bench = Bench::new(make, 0);
+    let (orders, mail) = mailbox();
+    bench.workers[0].set_mail(mail);
+    let connecting = [0, 1].map(|worker| bench.connect(worker, SecretKey::generate(&mut OsEntropy)));
+    let bridging = std::thread::spawn(move || {
+        let [mut a, mut b] = connecting.map(|peer| peer.join().unwrap());
+        a.settle();
+        b.settle();
+        let streams = [bridge(&mut a, &mut b), bridge(&mut a, &mut b)];
+        (a, b, streams)
+    });
+    bench.turn_until("two bridges", |_| bridging.is_finished());
+    let (mut a, b, [(stalled, _), _]) = bridging.join().unwrap();
+    // A window is on its way to the destination, which gives no more credit; half of another waits at its worker, on loan.
+    let bytes = pattern(9, 0, 2 * 262_144);
+    let enough = 262_144 + 131_072;
+    let (counters, mut taken) = (bench.counters[0].clone(), 0);
+    let deadline = Instant::now() + LIMIT;
+    while counters.value(Counter::BytesLent) < enough {
+        assert!(Instant::now() < deadline, "only {} bytes are lent", counters.value(Counter::BytesLent));
+        taken += a.mux.write(stalled, &bytes[taken..]).unwrap_or(0);
+        a.pump();
+        (0..2).for_each(|worker| bench.turn(worker));
+    }
+    let held = bench.workers[0].inspect();
+    assert!(held.pool_held_len >= 100_000 && held.loans.0 > 0, "{held:?}");
+    assert_eq!(counters.value(Counter::ResetsMemory), 0);
+
+    let (answer, _answered) = crossbeam::channel::bounded(1);
+    orders.send(Order::Budget(64 * 1024, answer)).unwrap();
+    bench.turn_until("the reset", |_| counters.value(Counter::ResetsMemory) == 1);
+    for _ in 0..20 {
+        (0..2).for_each(|worker| bench.turn(worker));
+    }
+    let [first, second] = [0, 1].map(|worker| bench.workers[worker].inspect());
+    assert_eq!((first.pool_held_len, first.loans, second.loans), (0, (0, 0), (0, 0)));
+    assert_eq!(
+        counters.value(Counter::ResetsMemory),
+        1,
+        "what was on its way home cost nobody else his stream"
+    );
+    assert!(!a.wait_end(stalled), "reset, not finished");
+    assert_eq!(first.halves, 2, "the other bridge lives");
+    drop(b);
 }
