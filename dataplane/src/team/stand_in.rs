@@ -235,6 +235,12 @@ impl Writer<'_> {
         let Some(entry) = self.halves.find_mut(key) else { return Told::All };
         let Some(stand_in) = entry.stand_in.as_deref_mut() else { return Told::All };
         let (to, half) = (stand_in.worker, stand_in.half);
+        if team.has_left(to) {
+            let dropped = entry.queue.clear(self.nodes, self.pool);
+            self.counters.add(Counter::BytesDropped, dropped as u64);
+            let is_orphan = owner == Key::NONE;
+            return if is_orphan { Told::Last } else { Told::All };
+        }
         if half == Key::NONE {
             let Some(dial) = stand_in.dialling.as_mut().and_then(|dialling| dialling.unsent.take()) else {
                 // It is not answered: the stand-in is listed again then.
@@ -252,12 +258,6 @@ impl Writer<'_> {
                 }
                 Ok(()) | Err(Parcel::Answer(_)) => Told::All,
             };
-        }
-        if team.has_left(to) {
-            let dropped = entry.queue.clear(self.nodes, self.pool);
-            self.counters.add(Counter::BytesDropped, dropped as u64);
-            let is_orphan = owner == Key::NONE;
-            return if is_orphan { Told::Last } else { Told::All };
         }
         if let Some(signed) = stand_in.answer.take()
             && let Err(signed) = team.send_answer(to, half, signed)
