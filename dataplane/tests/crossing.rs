@@ -452,6 +452,13 @@ fn exhausted_by_loans<D: Driver>(make: impl Fn(Socket) -> (D, Waker)) {
     let held = bench.workers[0].inspect();
     assert!(held.pool_held_len >= 100_000 && held.loans.0 > 0, "{held:?}");
     assert_eq!(counters.value(Counter::ResetsMemory), 0);
+    // A report has a bridge that crosses once, with what the other worker said of its end.
+    let report = bench.workers[0].report();
+    let stalled_report = report.bridges.iter().find(|bridge| bridge.forth.bytes > 0).unwrap();
+    assert_eq!((stalled_report.source, stalled_report.destination), (a.key, b.key));
+    assert!(stalled_report.forth.bytes >= enough, "{stalled_report:?}");
+    assert!(stalled_report.forth.window >= 262_144, "{stalled_report:?}");
+    assert_eq!((report.bridges.len(), bench.workers[1].report().bridges.len()), (2, 0));
 
     let (answer, _answered) = crossbeam::channel::bounded(1);
     orders.send(Order::Budget(64 * 1024, answer)).unwrap();
