@@ -20,8 +20,9 @@ use crate::driver::{
 use crate::limits;
 use crate::waker::{WakeEvent, Waker};
 
-/// Completions a wait for company is content with.
-const COMPANY_WANTED: usize = 64;
+/// Completions a wait for company is content with: what a turn can take. Half of them are sends that complete at once, so a smaller
+/// number ends the wait early just where many connections are to be gathered.
+const COMPANY_WANTED: usize = limits::COMPLETIONS_PER_TURN_MAX;
 
 /// See the module's head.
 pub struct UringDriver {
