@@ -427,8 +427,7 @@ fn bench_measures_sessions_and_streams_too() {
     let pid = std::process::id().to_string();
     // The server runs in this process, so its cost is that of the whole test: there is one, and that is all.
     let bench = |words: &[&str]| {
-        let words =
-            [&["bench", "bridge", "--json", "--server-pid", &pid, "--seconds", "0.5"], words].concat();
+        let words = [&["bench", "bridge", "--json", "--server-pid", &pid, "--seconds", "3"], words].concat();
         let output = place.output(&words);
         assert!(output.status.success(), "{output:?}");
         let report = json_of(&output);

@@ -107,9 +107,14 @@ async fn after_500_404_and_200_there_was_one_fresh_post_and_it_came_after_the_40
         assert_eq!(entry.static_key, Some(key().public_key()));
         assert_eq!(entry.server.as_ref().unwrap().available_sessions, available);
     }
+    // The discovery has it a moment before its answer is counted here.
+    until("the answer is there", || {
+        registration.standings()[0].accepted.is_some_and(|(sequence, _)| sequence == 1)
+            && registration.counters().posts_accepted.get() == 2
+    })
+    .await;
     let counters = registration.counters();
     assert_eq!((counters.requests.get(), counters.posts_accepted.get(), counters.failures.get()), (6, 2, 2));
-    assert_eq!(registration.standings()[0].accepted.unwrap().0, 1);
     assert!(registration.standings()[0].error.is_none());
     registration.stop().await;
     assert_eq!(stub.lock().unwrap().requests.last().unwrap().0, Method::DELETE);
