@@ -498,7 +498,8 @@ impl SimDriver {
         let mut until = if wait.poll { Some(self.world.now) } else { wait.until };
         let mut has_company_limit = false;
         loop {
-            if self.world.is_interrupted || self.world.ledger.failure.is_some() {
+            let is_interrupted = self.world.is_interrupted && !self.world.is_freezing;
+            if is_interrupted || self.world.ledger.failure.is_some() {
                 return;
             }
             let visible = self.visible();

@@ -248,13 +248,16 @@ impl Run {
 
     /// Freezes a worker, which has the world; another one goes on in its place.
     pub(crate) fn hand_over(&mut self, index: usize) {
-        let worker = self.workers.remove(index);
+        let mut worker = self.workers.remove(index);
+        // Another event of the plan that falls into the freeze must not cut it short.
+        worker.driver().world.is_freezing = true;
         let fabric = &mut self.fabric;
         fabric.handovers += 1;
         let (mut driver, frozen, team) = match worker.freeze_of_team() {
             Ok(parts) => parts,
             Err(error) => panic!("the worker was not frozen: {error}"),
         };
+        driver.world.is_freezing = false;
         let bytes = frozen.expose().len();
         let now = driver.world.now;
         driver.world.log.note(now, Event::HandedOver { bytes });

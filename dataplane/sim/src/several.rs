@@ -209,7 +209,8 @@ impl Run {
                 }
             }
             let is_over = |worker: &mut ringwire_dataplane::worker::Worker<_>| {
-                worker.is_stopping() && worker.may_leave()
+                // A real worker does not wait for what it lent: its memory stays as long as others read it. Here all is counted.
+                worker.is_stopping() && worker.may_leave() && worker.inspect().loans == (0, 0)
             };
             if seats.iter().all(|seat| seat.has_stopped) && self.workers.iter_mut().all(is_over) {
                 break;

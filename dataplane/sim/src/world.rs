@@ -98,6 +98,8 @@ pub struct World {
     pub is_handover_due: bool,
     /// The run loop has to look at the worker before time goes on.
     pub is_interrupted: bool,
+    /// It has to wait for a worker that is being frozen.
+    pub is_freezing: bool,
     /// Connections that wait to be accepted, by worker.
     pub backlogs: Vec<VecDeque<usize>>,
     /// What happened for another worker's driver than the one that let it happen.
@@ -137,6 +139,7 @@ impl World {
             is_stop_due: false,
             is_handover_due: false,
             is_interrupted: false,
+            is_freezing: false,
             backlogs: (0..workers).map(|_| VecDeque::new()).collect(),
             deferred: Vec::new(),
             heap: BinaryHeap::new(),
