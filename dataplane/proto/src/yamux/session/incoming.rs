@@ -3,6 +3,7 @@
 use super::control::Event;
 use super::{Output, Ping, Session, Timer};
 use crate::yamux::{Flags, GO_AWAY_NORMAL, Header, Kind, Stream, Violation};
+use alloc::boxed::Box;
 
 /// What the caller does about one frame. Facts of one frame hold in the order of the fields: a stream opens, then takes
 /// the payload, then finishes.
@@ -138,7 +139,7 @@ impl<T: Copy> Session<T> {
             self.resets.push_back(id);
             return Ok(false);
         }
-        self.streams.insert(id, Stream::new(false, now, None));
+        self.streams.insert(id, Box::new(Stream::new(false, now, None)));
         self.inbound_open += 1;
         self.inbound_waiting += 1;
         Ok(true)

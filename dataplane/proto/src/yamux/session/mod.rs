@@ -20,6 +20,7 @@ mod links;
 mod requests;
 mod timers;
 
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::mem;
@@ -124,7 +125,7 @@ impl<T: Copy> Session<T> {
     /// One stream, if it exists.
     #[must_use]
     pub fn stream(&self, id: u32) -> Option<&Stream<T>> {
-        self.streams.get(&id)
+        self.streams.get(&id).map(Box::as_ref)
     }
 
     /// The tag of a stream, to change it. None for an unknown stream and one that was not accepted.
@@ -147,7 +148,7 @@ impl<T: Copy> Session<T> {
     /// All streams in the order of their ids. Sorts them: for the end of a session and for reports.
     pub fn streams(&self) -> impl Iterator<Item = (u32, &Stream<T>)> {
         let mut streams: Vec<(u32, &Stream<T>)> =
-            self.streams.iter().map(|(id, stream)| (*id, stream)).collect();
+            self.streams.iter().map(|(id, stream)| (*id, stream.as_ref())).collect();
         streams.sort_unstable_by_key(|(id, _)| *id);
         streams.into_iter()
     }
@@ -198,7 +199,7 @@ impl<T: Copy> Session<T> {
         if self.streams.capacity() > SHRINK_ABOVE && self.streams.len() < self.streams.capacity() / 8 {
             self.streams.shrink_to(self.streams.len() * 2);
         }
-        Some(stream)
+        Some(*stream)
     }
 
     /// Closes the gap that a stream leaves in the timer list it was in.

@@ -2,6 +2,7 @@
 
 use super::{Output, Ping, Session, Timer};
 use crate::yamux::{Flags, Header, OpenError, Stream, UPDATE_THRESHOLD};
+use alloc::boxed::Box;
 
 /// Own pings that may wait for an answer; further requests share the newest one.
 const PINGS_MAX: usize = 8;
@@ -31,7 +32,7 @@ impl<T: Copy> Session<T> {
         self.may_open()?;
         let id = self.free_id()?;
         self.next_id = id + 2;
-        self.streams.insert(id, Stream::new(true, now, Some(tag)));
+        self.streams.insert(id, Box::new(Stream::new(true, now, Some(tag))));
         self.outbound_waiting += 1;
         self.set_timer(id, Timer::Open);
         Ok(id)
