@@ -33,8 +33,9 @@ impl Key {
 /// See the module's head.
 #[derive(Debug)]
 pub struct Slab<T> {
-    /// All but the last are full.
-    chunks: Vec<Vec<Entry<T>>>,
+    chunks: Vec<Box<[Entry<T>; CHUNK]>>,
+    /// Places that were ever used; those behind them are empty.
+    places: usize,
     free: Vec<u32>,
     /// Above the generation of every place that was given back to the allocator.
     generation_floor: u32,
@@ -54,32 +55,30 @@ struct Entry<T> {
 
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { chunks: Vec::new(), free: Vec::new(), generation_floor: 0 }
+        Self { chunks: Vec::new(), places: 0, free: Vec::new(), generation_floor: 0 }
     }
 }
 
 impl<T> Slab<T> {
     fn entry(&self, place: usize) -> Option<&Entry<T>> {
-        self.chunks.get(place / CHUNK)?.get(place % CHUNK)
+        Some(&self.chunks.get(place / CHUNK)?[place % CHUNK])
     }
 
     fn entry_mut(&mut self, place: usize) -> Option<&mut Entry<T>> {
-        self.chunks.get_mut(place / CHUNK)?.get_mut(place % CHUNK)
+        Some(&mut self.chunks.get_mut(place / CHUNK)?[place % CHUNK])
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry<T>> + '_ {
-        self.chunks.iter().flatten()
+        self.chunks.iter().flat_map(|chunk| chunk.iter()).take(self.places)
     }
 
     fn push(&mut self, entry: Entry<T>) {
-        match self.chunks.last_mut().filter(|chunk| chunk.len() < CHUNK) {
-            Some(chunk) => chunk.push(entry),
-            None => {
-                let mut chunk = Vec::with_capacity(CHUNK);
-                chunk.push(entry);
-                self.chunks.push(chunk);
-            }
+        if self.places.is_multiple_of(CHUNK) {
+            let empty = |_| Entry { generation: 0, value: None };
+            self.chunks.push(Box::new(std::array::from_fn(empty)));
         }
+        self.chunks[self.places / CHUNK][self.places % CHUNK] = entry;
+        self.places += 1;
     }
 
     /// Puts a value into a free place.
@@ -143,9 +142,10 @@ impl<T> Slab<T> {
         if 2 * kept > self.places() {
             return;
         }
-        for entry in self.chunks.drain(kept / CHUNK..).flatten() {
+        for entry in self.chunks.drain(kept / CHUNK..).flat_map(|chunk| *chunk) {
             self.generation_floor = self.generation_floor.max(entry.generation);
         }
+        self.places = kept;
         self.chunks.shrink_to(2 * kept / CHUNK);
         self.free.retain(|&index| (index as usize) < kept);
         self.free.shrink_to(2 * kept);
@@ -153,7 +153,7 @@ impl<T> Slab<T> {
 
     /// Places in the table, empty ones included.
     pub fn places(&self) -> usize {
-        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
+        self.places
     }
 
     /// The value at a place, with its key.
@@ -199,7 +199,7 @@ impl<T> Slab<T> {
 
     /// Takes the table apart, in order of place.
     pub fn into_entries(self) -> impl Iterator<Item = (Key, T)> {
-        self.chunks.into_iter().flatten().enumerate().filter_map(|(index, entry)| {
+        self.chunks.into_iter().flat_map(|chunk| *chunk).enumerate().filter_map(|(index, entry)| {
             let key = Key { index: index as u32, generation: entry.generation };
             entry.value.map(|value| (key, value))
         })
