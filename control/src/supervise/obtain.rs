@@ -25,7 +25,7 @@ use crate::state::State;
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a process that was just started may take to open its socket.
-const UP_LIMIT: Duration = Duration::from_secs(10);
+const UP_LIMIT: Duration = Duration::from_secs(30);
 
 /// How many seconds a process that was just started waits to be told what to serve.
 const START_WITHIN_S: &str = "30";

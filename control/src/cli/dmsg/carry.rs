@@ -132,7 +132,7 @@ mod tests {
         });
         let sent: Vec<u8> = (0..500_000_u32).map(|number| number as u8).collect();
         let mut output = Vec::new();
-        let carried = carry(near, &sent[..], &mut output, Duration::from_secs(5)).await.unwrap();
+        let carried = carry(near, &sent[..], &mut output, LONG).await.unwrap();
         assert_eq!(carried, Carried { sent: 500_000, received: 500_000 });
         assert!(output == sent);
         echo.await.unwrap();
