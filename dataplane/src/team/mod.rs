@@ -1,7 +1,7 @@
 //! The other workers of the data plane: what this one says to them, and what it hears.
 //!
 //! In go letters for another worker; out come theirs, once a turn. What is to be told of a bridge waits at its stand-in
-//! ([`stand_in`]); a letter of another kind that finds its mailbox full waits here, behind those that wait already. Both go out
+//! (`stand_in`); a letter of another kind that finds its mailbox full waits here, behind those that wait already. Both go out
 //! when there is room, without a timer. A data plane of one worker has no team, and a turn without a team does none of this.
 //! See `docs/design/0003-several-workers.md`.
 
