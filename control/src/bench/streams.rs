@@ -1,12 +1,12 @@
 //! Streams that do nothing, and the memory they cost a server.
 //!
-//! In: [`Options`]. Out: [`Outcome`]. The sessions and a tenth of the streams come first and do not count, for what a server holds
-//! once (buffers that were never touched before, say) is not the price of a stream; then the others are opened, all are held for
+//! In: [`Options`]. Out: [`Outcome`]. The sessions, some bulk and a tenth of the streams come first and do not count, for what a
+//! server holds once (buffers that were never touched before, say) is not the price of a stream; then the others are opened, all are held for
 //! the time, and asked for a sign of life: twelve bytes one way, and the answer.
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use ringwire_proto::identity::Address;
@@ -20,6 +20,10 @@ use crate::dmsg::{Listener, Session};
 
 /// One stream in so many is opened before the cost is counted.
 const TENTH: usize = 10;
+
+/// Bulk before the cost is counted, for each pair: some ten MiB in all, more than the receive buffers of a worker.
+const WARM_TIME: Duration = Duration::from_millis(50);
+const WARM_WRITE_BYTES: usize = 64 * 1024;
 
 /// Errors that are told one by one; further ones are only counted.
 const ERRORS_MAX: usize = 8;
@@ -46,6 +50,11 @@ pub(super) async fn idle(options: &Options, progress: &Arc<Progress>) -> Result<
     let first = options.streams.div_ceil(TENTH);
     pairs = all.open(pairs, 0..first, options, progress).await;
     let before = all.lanes.len();
+    for pair in &mut pairs {
+        if let Err(error) = warm(pair, progress).await {
+            all.errors.push(error);
+        }
+    }
     let meter = Meter::start(options);
     pairs = all.open(pairs, first..options.streams, options, progress).await;
     let Opened { lanes, times, mut errors } = all;
@@ -77,6 +86,17 @@ pub(super) async fn idle(options: &Options, progress: &Arc<Progress>) -> Result<
 }
 
 type Pair = (Session, Session, Listener);
+
+/// Bulk on a stream of its own, so that the server has used its buffers.
+async fn warm((sender, receiver, listener): &mut Pair, progress: &Progress) -> Result<(), String> {
+    let destination = Address { key: receiver.public_key(), port: PORT };
+    let accept = async { listener.accept().await.map_err(|error| error.to_string()) };
+    let dial = async { sender.dial(destination).await.map_err(|error| error.to_string()) };
+    let (mut near, mut far) = tokio::try_join!(dial, accept)?;
+    let sent = transfer::send_bulk(&mut near, 0, WARM_WRITE_BYTES, Instant::now() + WARM_TIME);
+    let received = transfer::receive(&mut far, 0, false, progress.received());
+    tokio::try_join!(sent, received).map(|_| ()).map_err(|error| error.to_string())
+}
 
 /// Streams that are open.
 struct Opened {
