@@ -309,6 +309,8 @@ async fn a_data_plane_that_is_killed_is_replaced_on_the_same_address() {
     let lost = session(&address).await;
     let killed = Instant::now();
     send(planes.dataplane_pid, Signal::KILL);
+    // Its ring may still accept while it dies, and what it accepted ends with it.
+    until("it is gone", || !is_alive(planes.dataplane_pid));
     // The listener never closes: whoever connects in between is answered by the successor.
     let back = session(&address).await;
     println!("a client is back {:?} after the data plane was killed", killed.elapsed());
