@@ -32,6 +32,26 @@ pub struct Plan {
     pub stops_with_sessions: bool,
 }
 
+impl Plan {
+    /// One worker with a smooth kernel, and nobody there.
+    pub fn empty(seed: u64, theme: &'static str) -> Self {
+        Self {
+            seed,
+            theme,
+            peers: Vec::new(),
+            bridges: Vec::new(),
+            kernel: KernelPlan::smooth(),
+            workers: 1,
+            is_tight: false,
+            quiesce_at: 0,
+            settled_at: 0,
+            handovers: Vec::new(),
+            stops_at: None,
+            stops_with_sessions: false,
+        }
+    }
+}
+
 /// One client.
 #[derive(Debug, Clone)]
 pub struct PeerPlan {

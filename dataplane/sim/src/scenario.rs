@@ -5,8 +5,8 @@ use ringwire_netem::{Jitter, LineConfig, LossConfig, Nanos, Random, Rate, SECOND
 use ringwire_proto::smux::Version;
 
 use crate::plan::{
-    Answer, BridgePlan, Character, EndPlan, Errand, Fault, FlowPlan, KernelPlan, Manner, PeerPlan, Plan,
-    Reader, Rudeness, Strangeness, effective_rate,
+    Answer, BridgePlan, Character, EndPlan, Errand, Fault, FlowPlan, Manner, PeerPlan, Plan, Reader,
+    Rudeness, Strangeness, effective_rate,
 };
 
 /// A kind of scenario and what draws it.
@@ -34,20 +34,7 @@ pub fn draw(seed: u64) -> Plan {
         ("long paths", long_paths),
     ];
     let (theme, draw) = if seed == 0 { ("walk", walk as fn(&mut Draw<'_>)) } else { *random.pick(&themes) };
-    let mut plan = Plan {
-        seed,
-        theme,
-        peers: Vec::new(),
-        bridges: Vec::new(),
-        kernel: KernelPlan::smooth(),
-        workers: 1,
-        is_tight: false,
-        quiesce_at: 0,
-        settled_at: 0,
-        handovers: Vec::new(),
-        stops_at: None,
-        stops_with_sessions: false,
-    };
+    let mut plan = Plan::empty(seed, theme);
     let mut drawing = Draw { random: &mut random, plan: &mut plan };
     if seed != 0 {
         drawing.kernel();

@@ -6,7 +6,7 @@
 
 use ringwire_netem::{Nanos, SECOND_NS};
 
-use crate::plan::{Answer, BridgePlan, EndPlan, FlowPlan, KernelPlan, Manner, PeerPlan, Plan, Reader};
+use crate::plan::{Answer, BridgePlan, EndPlan, FlowPlan, Manner, PeerPlan, Plan, Reader};
 use crate::scenario::{honest, set_times};
 
 /// When the first client connects, and when the first bridge is dialled.
@@ -18,7 +18,7 @@ const PACE_NS: Nanos = 20_000_000;
 /// `count` payloads of `len` bytes over one bridge, one write each.
 #[must_use]
 pub fn payloads(manner: Manner, len: usize, count: u64) -> Plan {
-    let mut plan = empty();
+    let mut plan = Plan::empty(1, "steady");
     plan.peers = vec![client(0, manner, false, CONNECTS_AT), client(1, manner, false, CONNECTS_AT)];
     plan.bridges = vec![bridge(DIALS_AT, count * len as u64, len)];
     timed(plan)
@@ -27,7 +27,7 @@ pub fn payloads(manner: Manner, len: usize, count: u64) -> Plan {
 /// `count` sessions one after another, with nothing on them.
 #[must_use]
 pub fn handshakes(hybrid: bool, count: u64) -> Plan {
-    let mut plan = empty();
+    let mut plan = Plan::empty(1, "steady");
     plan.peers = (0..count)
         .map(|number| client(number as usize, Manner::Native, hybrid, CONNECTS_AT + number * PACE_NS))
         .collect();
@@ -37,28 +37,11 @@ pub fn handshakes(hybrid: bool, count: u64) -> Plan {
 /// `count` bridges one after another between two clients, eight bytes on each.
 #[must_use]
 pub fn opens(count: u64) -> Plan {
-    let mut plan = empty();
+    let mut plan = Plan::empty(1, "steady");
     let client = |identity| client(identity, Manner::Native, false, CONNECTS_AT);
     plan.peers = vec![client(0), client(1)];
     plan.bridges = (0..count).map(|number| bridge(DIALS_AT + number * PACE_NS, 8, 8)).collect();
     timed(plan)
-}
-
-fn empty() -> Plan {
-    Plan {
-        seed: 1,
-        theme: "steady",
-        peers: Vec::new(),
-        bridges: Vec::new(),
-        kernel: KernelPlan::smooth(),
-        workers: 1,
-        is_tight: false,
-        quiesce_at: 0,
-        settled_at: 0,
-        handovers: Vec::new(),
-        stops_at: None,
-        stops_with_sessions: false,
-    }
 }
 
 fn client(identity: usize, manner: Manner, hybrid: bool, connects_at: Nanos) -> PeerPlan {
