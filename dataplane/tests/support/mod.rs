@@ -31,6 +31,8 @@ use ringwire_proto::smux::{self, Version};
 use ringwire_proto::yamux::{self, StreamError};
 
 use mux::{ClientMux, MuxEvent};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 
 /// How long anything in a test may take before it counts as lost.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -229,9 +231,22 @@ impl Peer {
         self.started.elapsed().as_nanos() as u64
     }
 
-    /// Moves bytes both ways for a moment.
+    /// Moves bytes both ways for a moment. Waits until the server takes what there is to send.
     pub fn pump(&mut self) {
         self.flush();
+        self.receive();
+        self.flush();
+    }
+
+    /// Likewise, but what the server does not take stays for the next time: for a thread that has several peers, one of which
+    /// may have to read before the server takes more from another (an smux 1 session is stopped as a whole, dmsg-wire 6).
+    pub fn pump_without_waiting(&mut self) {
+        self.send(false);
+        self.receive();
+        self.send(false);
+    }
+
+    fn receive(&mut self) {
         let mut buffer = [0; 65_536];
         if !self.mux.may_receive() {
             return;
@@ -245,18 +260,25 @@ impl Peer {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
             Err(_) => self.closed = true,
         }
-        self.flush();
     }
 
     fn flush(&mut self) {
-        loop {
-            self.out.clear();
-            if self.mux.poll_transmit(&mut self.out, 1 << 20) == 0 {
-                return;
-            }
-            if self.socket.write_all(&self.out).is_err() {
-                self.closed = true;
-                return;
+        self.send(true);
+    }
+
+    /// Writes what the multiplexer has to say; without waiting the rest stays in `out`.
+    fn send(&mut self, wait: bool) {
+        let flags = if wait { SendFlags::NOSIGNAL } else { SendFlags::NOSIGNAL | SendFlags::DONTWAIT };
+        while !self.out.is_empty() || self.mux.poll_transmit(&mut self.out, 1 << 20) > 0 {
+            match rustix::net::send(&self.socket, &self.out, flags) {
+                Ok(len) => drop(self.out.drain(..len)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                Err(_) => {
+                    self.closed = true;
+                    self.out.clear();
+                    return;
+                }
             }
         }
     }
