@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use ringwire_dataplane::driver::{
     Batch, Completion, Driver, DriverError, Gather, Nanos, Part, ReceiveEnd, SocketKey, Wait,
 };
-use ringwire_dataplane::limits::PAGE_LEN;
+use ringwire_dataplane::limits::{HANDSHAKE_TIMEOUT_NS, PAGE_LEN};
 use ringwire_dataplane::ring::Pool;
 use ringwire_netem::{Random, ReadOutcome, Side};
 
@@ -274,6 +274,8 @@ impl SimDriver {
             .log
             .note(now, Event::Received { socket: self.name(index), len, pages: pages.len(), digest });
         self.complete(Finished::Received { socket: key, pages });
+        let peer = self.world.wires[wire].peer;
+        self.world.ledger.took(now, peer, len);
         self.world.touched(wire);
     }
 
@@ -425,10 +427,34 @@ impl SimDriver {
     /// Lets the next event happen.
     pub fn step(&mut self) {
         if let Some(wake) = self.world.step() {
+            if wake == Wake::Watch {
+                self.check_unread();
+            }
             match self.world.worker_of(wake) {
                 Some(worker) if worker != self.worker => self.world.deferred.push(wake),
                 Some(_) => self.take(wake),
                 None => {}
+            }
+        }
+    }
+
+    /// The oracle looks for connections that are left unread although the worker has nothing else to do. Not among several
+    /// workers: what makes one read on may be with another.
+    fn check_unread(&mut self) {
+        let is_busy = !self.ready.is_empty() || !self.submitted.is_empty() || self.ring.is_empty();
+        if is_busy || self.world.is_freezing || self.world.ledger.plan.workers > 1 {
+            return;
+        }
+        let now = self.world.now;
+        for slot in self.sockets.iter().filter(|slot| !slot.receiving && !slot.closing) {
+            let Some(wire) = slot.wire else { continue };
+            let peer = self.world.wires[wire].peer;
+            let plan = &self.world.ledger.plan.peers[peer];
+            // Until then it may be a stranger, who is read as far as there is room.
+            let is_known =
+                now > plan.connects_at + HANDSHAKE_TIMEOUT_NS && plan.character == Character::Honest;
+            if is_known && self.world.wires[wire].duplex.readable_len(Side::B) > 0 {
+                self.world.ledger.check_unread(now, peer);
             }
         }
     }

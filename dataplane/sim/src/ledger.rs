@@ -4,6 +4,7 @@
 //! that both ends learn that it did not; that what must complete completes in time; and that nobody starves.
 
 use ringwire_netem::{Nanos, SECOND_NS};
+use ringwire_proto::smux::Version;
 
 use crate::log::{Event, Log};
 use crate::plan::{Answer, EndPlan, Plan};
@@ -89,6 +90,10 @@ pub struct BridgeState {
     pub request: Vec<u8>,
     /// When the destination's response went out.
     pub answered_at: Option<Nanos>,
+    /// How many bytes of the destination's connection lie in front of its response, at least.
+    pub answer_behind: Option<u64>,
+    /// When the server had taken these.
+    pub answer_reached_at: Option<Nanos>,
     /// When the source had the response.
     pub established_at: Option<Nanos>,
     /// When an end's session died.
@@ -120,6 +125,8 @@ pub struct Ledger {
     patience_ns: Vec<Nanos>,
     /// Sealed in objects and found again at the destination.
     pub bytes_delivered: u64,
+    /// Bytes the server took from each peer's connection.
+    taken: Vec<u64>,
 }
 
 /// A bridge on which nothing moves for this long is closed.
@@ -128,6 +135,10 @@ const IDLE_LIMIT_NS: Nanos = ringwire_dataplane::limits::BRIDGE_IDLE_TIMEOUT_NS;
 const REFUSED_WITHIN_NS: Nanos = SECOND_NS;
 /// After one end is gone, how long the other may take to learn of it: a keepalive interval, a reply limit, and some.
 const LEARNS_WITHIN_NS: Nanos = 75 * SECOND_NS;
+/// A destination that has not answered for so long is given up.
+const FORWARD_LIMIT_NS: Nanos = ringwire_dataplane::limits::FORWARD_TIMEOUT_NS;
+/// A session of smux version 1 with so many undelivered bytes may be left unread: its only flow control.
+const UNREAD_FROM_LEN: u64 = ringwire_proto::smux::INITIAL_WINDOW as u64;
 
 impl Ledger {
     /// Nothing has happened yet.
@@ -136,6 +147,7 @@ impl Ledger {
             bridges: plan.bridges.iter().map(|_| BridgeState::default()).collect(),
             must_complete: plan.bridges.iter().map(|bridge| plan.must_complete(bridge)).collect(),
             patience_ns: plan.bridges.iter().map(|bridge| plan.patience_ns(bridge)).collect(),
+            taken: vec![0; plan.peers.len()],
             plan,
             failure: None,
             is_quiescing: false,
@@ -187,6 +199,56 @@ impl Ledger {
             let at = from + wrong as u64;
             self.fail(now, format!("bridge {bridge}: {role:?} read a wrong byte at {at} of its direction"));
         }
+    }
+
+    /// A destination's response goes out, behind so many bytes of its connection.
+    pub fn answered(&mut self, now: Nanos, bridge: usize, behind: u64) {
+        let state = &mut self.bridges[bridge];
+        (state.answered_at, state.answer_behind) = (Some(now), Some(behind));
+    }
+
+    /// The server took bytes from a peer's connection.
+    pub fn took(&mut self, now: Nanos, peer: usize, len: usize) {
+        self.taken[peer] += len as u64;
+        let taken = self.taken[peer];
+        for (plan, state) in self.plan.bridges.iter().zip(&mut self.bridges) {
+            if plan.destination == Some(peer) && state.answer_behind.is_some_and(|behind| behind < taken) {
+                state.answer_reached_at.get_or_insert(now);
+            }
+        }
+    }
+
+    /// The server leaves bytes of a peer's connection unread. With version 1 of smux it may, while what it took before waits for
+    /// others; else there is nothing that would excuse it.
+    pub fn check_unread(&mut self, now: Nanos, peer: usize) {
+        let bridges = self.plan.bridges.iter().zip(&self.bridges);
+        let delivered: u64 = bridges
+            .map(|(plan, state)| {
+                let of_source =
+                    if plan.source == peer { state.ends[Role::Destination as usize].read } else { 0 };
+                let is_here = plan.destination == Some(peer);
+                of_source + if is_here { state.ends[Role::Source as usize].read } else { 0 }
+            })
+            .sum();
+        let held = self.taken[peer].saturating_sub(delivered);
+        if self.plan.peers[peer].smux != Some(Version::V1) || held < UNREAD_FROM_LEN {
+            self.fail(
+                now,
+                format!("peer {peer}: its connection is left unread with {held} bytes undelivered"),
+            );
+        }
+    }
+
+    /// Whether the server may have given up the destination of a bridge although it answered: the response of an smux client of
+    /// version 1 waits behind what its other streams sent, as long as those they send to do not take that (dmsg-wire 6).
+    fn is_held_up(&self, now: Nanos, bridge: usize) -> bool {
+        let (plan, state) = (&self.plan.bridges[bridge], &self.bridges[bridge]);
+        let given_up_at = state.dialled_at + FORWARD_LIMIT_NS;
+        plan.destination.is_some_and(|peer| self.plan.peers[peer].smux == Some(Version::V1))
+            && state.established_at.is_none()
+            && state.answered_at.is_some()
+            && now >= given_up_at
+            && state.answer_reached_at.is_none_or(|at| at >= given_up_at)
     }
 
     /// An end called finish, close or reset.
@@ -243,6 +305,10 @@ impl Ledger {
         if plan.destination.is_none() && told_after > REFUSED_WITHIN_NS + self.patience_ns[bridge] {
             let told_after = told_after / 1_000_000;
             return self.fail(now, format!("bridge {bridge}: the refusal took {told_after} ms"));
+        }
+        if ending == Ending::Finished && self.is_held_up(now, bridge) {
+            self.must_complete[bridge] = false;
+            return;
         }
         let refused = plan.destination.is_none() || !matches!(plan.answer, Answer::Accepts(_));
         match ending {

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use ringwire_dataplane::counters::Counter;
-use ringwire_netem::{Nanos, SECOND_NS, StreamConfig};
+use ringwire_netem::{Nanos, Rate, SECOND_NS, StreamConfig};
 use ringwire_proto::smux::Version;
 use ringwire_sim::plan::{
     Answer, BridgePlan, Character, EndPlan, Errand, Fault, FlowPlan, KernelPlan, LanePlan, Manner, PeerPlan,
@@ -273,6 +273,29 @@ fn an_smux_client_that_ignores_its_window_loses_that_stream_alone() {
     assert_eq!(report.counters.value(Counter::StreamViolations), 1);
     assert_eq!(report.counters.value(Counter::SessionViolations), 0);
     assert!(report.counters.value(Counter::BytesDropped) >= 60_000);
+}
+
+#[test]
+fn an_answer_behind_a_slow_neighbour_is_lost_with_smux_version_1_and_with_no_other_multiplexer() {
+    for (version, opens) in [(Some(Version::V1), false), (Some(Version::V2), true), (None, true)] {
+        // It writes megabytes for somebody who takes 200 kB/s, and is dialled while they wait in its connection.
+        let mut sender = version.map_or_else(|| peer(0, Manner::Go), |version| smux_peer(0, version));
+        sender.manner = Manner::Go;
+        (sender.up.send_buffer_len, sender.up.receive_buffer_len) = (2 << 20, 4 << 20);
+        let mut slow = peer(1, Manner::Native);
+        slow.down.line.rate = Rate::Constant(200_000);
+        let bulk = FlowPlan { len: 5_000_000, write_len: 65_536, pause_ns: 0, reader: Reader::Eager };
+        let little = FlowPlan { len: 100, write_len: 100, ..bulk };
+        let mut bridges = vec![bridge(0, 1, 5 * SECOND_NS, bulk), bridge(2, 0, 8 * SECOND_NS, little)];
+        bridges[0].back = little;
+        let report = run_plan(plan(vec![sender, slow, peer(2, Manner::Native)], bridges), false);
+        // The oracle knows what that costs, and that the server reads on as soon as there is room.
+        assert_eq!(report.failure, None, "{version:?}");
+        assert_eq!(report.bridges.1, 1 + u64::from(opens), "{version:?}");
+        assert_eq!(report.counters.value(Counter::StreamsTimedOut) > 0, !opens, "{version:?}");
+        assert_eq!(report.bridges.2, 5_000_100 + if opens { 200 } else { 0 }, "{version:?}");
+        assert_eq!(report.counters.value(Counter::SessionsDead), 0, "{version:?}");
+    }
 }
 
 #[test]

@@ -111,6 +111,7 @@ impl Peer {
         for stream in streams {
             let Some(mut app) = open.apps.remove(&stream) else { continue };
             app.timer_at = Nanos::MAX;
+            let handed_len = self.sent_len + (self.out.len() - self.out_sent) as u64;
             let mut turn = Turn {
                 open,
                 app: &mut app,
@@ -119,6 +120,7 @@ impl Peer {
                 context,
                 secret: &self.secret,
                 out: is_go.then_some(&mut self.out),
+                handed_len,
                 answers_finish: self.plan.answers_finish,
             };
             turn.run();
@@ -155,6 +157,8 @@ struct Turn<'a, 'b> {
     secret: &'a SecretKey,
     /// Where each write goes at once, for a client that makes a frame of each.
     out: Option<&'a mut Vec<u8>>,
+    /// Bytes for its connection that lie in front of whatever it writes now.
+    handed_len: u64,
     answers_finish: bool,
 }
 
@@ -317,7 +321,7 @@ impl Turn<'_, '_> {
             _ => sign_object(self.secret, &gob),
         };
         self.context.log.note(now, Event::Answered { bridge });
-        self.context.ledger.bridges[bridge].answered_at = Some(now);
+        self.context.ledger.answered(now, bridge, self.handed_len);
         self.open.seal(&signed, &mut self.app.outbox);
         self.flush_outbox();
     }
