@@ -446,6 +446,9 @@ impl SimDriver {
             return;
         }
         let now = self.world.now;
+        // What a send under way has moved the worker learns at its end, and holds until then.
+        let sending = self.sockets.iter().filter_map(|slot| slot.sending.as_ref());
+        let moved = sending.map(|sending| sending.taken as u64).sum();
         for slot in self.sockets.iter().filter(|slot| !slot.receiving && !slot.closing) {
             let Some(wire) = slot.wire else { continue };
             let peer = self.world.wires[wire].peer;
@@ -454,7 +457,7 @@ impl SimDriver {
             let is_known =
                 now > plan.connects_at + HANDSHAKE_TIMEOUT_NS && plan.character == Character::Honest;
             if is_known && self.world.wires[wire].duplex.readable_len(Side::B) > 0 {
-                self.world.ledger.check_unread(now, peer);
+                self.world.ledger.check_unread(now, peer, moved);
             }
         }
     }

@@ -137,8 +137,9 @@ const REFUSED_WITHIN_NS: Nanos = SECOND_NS;
 const LEARNS_WITHIN_NS: Nanos = 75 * SECOND_NS;
 /// A destination that has not answered for so long is given up.
 const FORWARD_LIMIT_NS: Nanos = ringwire_dataplane::limits::FORWARD_TIMEOUT_NS;
-/// A session of smux version 1 with so many undelivered bytes may be left unread: its only flow control.
-const UNREAD_FROM_LEN: u64 = ringwire_proto::smux::INITIAL_WINDOW as u64;
+/// A session of smux version 1 with so many undelivered bytes may be left unread: its only flow control. A window, less the rest
+/// of a frame that has begun: it counts from its header on.
+const UNREAD_FROM_LEN: u64 = ringwire_proto::smux::INITIAL_WINDOW as u64 - u16::MAX as u64;
 
 impl Ledger {
     /// Nothing has happened yet.
@@ -218,9 +219,9 @@ impl Ledger {
         }
     }
 
-    /// The server leaves bytes of a peer's connection unread. With version 1 of smux it may, while what it took before waits for
-    /// others; else there is nothing that would excuse it.
-    pub fn check_unread(&mut self, now: Nanos, peer: usize) {
+    /// The server leaves bytes of a peer's connection unread, with so many bytes in sends under way that may have arrived. With
+    /// version 1 of smux it may, while what it took before waits for others; else nothing excuses it.
+    pub fn check_unread(&mut self, now: Nanos, peer: usize, moved: u64) {
         let bridges = self.plan.bridges.iter().zip(&self.bridges);
         let delivered: u64 = bridges
             .map(|(plan, state)| {
@@ -230,7 +231,7 @@ impl Ledger {
                 of_source + if is_here { state.ends[Role::Source as usize].read } else { 0 }
             })
             .sum();
-        let held = self.taken[peer].saturating_sub(delivered);
+        let held = (self.taken[peer] + moved).saturating_sub(delivered);
         if self.plan.peers[peer].smux != Some(Version::V1) || held < UNREAD_FROM_LEN {
             self.fail(
                 now,
