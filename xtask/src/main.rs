@@ -3,6 +3,7 @@
 //! In: the command line. Out: the exit status of the first step that failed, or success. One file per command; each
 //! receives parsed arguments and starts other programs, nothing more. Called by developers and by `.ci/run`.
 
+mod again;
 mod bench;
 mod fuzz;
 mod sim;
