@@ -480,6 +480,7 @@ async fn settings_change_while_it_runs() {
     let _hybrid = session(&planes.address()).await;
     until("the session is listed", || hybrid() == true);
     json(state, &["set", "company-us", "0"]);
+    json(state, &["set", "pause-us", "0"]);
     let refused = ringwire(state).args(["set", "hybrid", "maybe"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("off, offer, require"), "{refused:?}");

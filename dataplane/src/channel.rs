@@ -153,6 +153,10 @@ impl<D: Driver> Worker<D> {
                 self.settings.company_us_max = value;
                 self.wait.set_company_us_max(value);
             }
+            Setting::PauseUsMax(value) => {
+                self.settings.pause_us_max = value;
+                self.coalescer.set_pause_us_max(value);
+            }
             Setting::BudgetLen(len) => {
                 let workers = self.team.as_ref().map_or(1, Team::worker_count);
                 self.budget.set_limit(usize::try_from(len).unwrap_or(usize::MAX) / workers);

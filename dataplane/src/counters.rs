@@ -177,6 +177,8 @@ counters! {
     SendsShort => "sends_short_total",
     /// Receives that brought bytes.
     Receives => "receives_total",
+    /// Receives put off, so that the next takes more.
+    ReceivesPaused => "receives_paused_total",
     /// Receives that found no free page.
     ReceivesStarved => "receives_starved_total",
     /// An event for the control plane was dropped: it does not read them.

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::bridge::{Expected, Half, Listed, State};
+use crate::coalesce::Pace;
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Driver, DriverError, Nanos, Wait};
 use crate::lane::Lane;
@@ -509,6 +510,7 @@ fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
         generation: frozen.generation,
         promised: 0,
         round_trip_ns: None,
+        pace: Pace::default(),
         pinged_at: 0,
         urgent: Default::default(),
         bulk: Default::default(),

@@ -17,6 +17,7 @@ mod bridge;
 mod channel;
 mod choice;
 mod clock;
+mod coalesce;
 mod descriptors;
 mod half_open;
 mod proxy;

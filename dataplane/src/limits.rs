@@ -44,6 +44,15 @@ pub const GATHER_FRAMES_MAX: usize = 256;
 /// Slices in one gathered send (payload spans and frame headers together).
 pub const GATHER_PARTS_MAX: usize = 512;
 
+/// So long after a frame that somebody may wait for an answer to, receiving from its session is never put off, in nanoseconds.
+pub const ATTENTIVE_NS: u64 = 50_000_000;
+
+/// Longest time for which receiving from one busy session of many is put off, in microseconds.
+pub const PAUSE_US_MAX: u32 = 2000;
+
+/// Small frames a second from which on that is done: at some 6 us each they are half a core's work.
+pub const BUSY_FRAMES_PER_SECOND: u64 = 80_000;
+
 /// Bytes one stream may send in a round of deficit round robin: several of the Go clients' 4 KiB writes, one large frame.
 pub const STREAM_QUANTUM_LEN: usize = 64 * 1024;
 

@@ -1,9 +1,9 @@
-//! Twelve deliberate bugs for the simulator to catch: proof that its oracle sees. Compiled in with the feature `planted` only;
+//! Thirteen deliberate bugs for the simulator to catch: proof that its oracle sees. Compiled in with the feature `planted` only;
 //! without it every question is answered "no" at compile time.
 //!
 //! Chosen per thread, so that tests on several threads do not disturb each other.
 
-/// One of the twelve.
+/// One of the thirteen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
     /// A blocked stream sends one byte more than its credit.
@@ -26,6 +26,8 @@ pub enum Bug {
     StarvationOfOneStream,
     /// A header is written in place in front of its payload, over the bytes of a neighbour.
     HeaderOverNeighbour,
+    /// A session whose receiving was put off is never asked again.
+    PauseForgotten,
     /// A loan goes home as soon as it is queued.
     LoanReturnedEarly,
     /// The letter that says FIN overtakes those with the payload before it.
@@ -34,7 +36,7 @@ pub enum Bug {
 
 impl Bug {
     /// All of them; the last two show only between several workers.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::CreditOffByOne,
         Self::FinishBeforeData,
         Self::SlotReturnedTwice,
@@ -45,6 +47,7 @@ impl Bug {
         Self::TimerOnDeadSlot,
         Self::StarvationOfOneStream,
         Self::HeaderOverNeighbour,
+        Self::PauseForgotten,
         Self::LoanReturnedEarly,
         Self::FinishBeforeLetters,
     ];

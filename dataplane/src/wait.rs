@@ -14,7 +14,7 @@ const RECEIVE_LEN_WORTHY: usize = 32 * 1024;
 /// begin it again a moment later.
 const RECEIVE_LEN_WORTHY_SMALL: usize = limits::RECEIVE_LEN_MAX;
 /// Average length up to which frames are small.
-const FRAME_LEN_SMALL: usize = 16 * 1024;
+pub(crate) const FRAME_LEN_SMALL: usize = 16 * 1024;
 /// Bytes that must be expected within a wait for it to gather anything: one Go client's frame.
 const COMPANY_LEN_MIN: u64 = 4096;
 /// Over which time traffic is judged, in nanoseconds.

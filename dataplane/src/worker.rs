@@ -24,6 +24,7 @@ use crate::addresses::AddressCounts;
 use crate::bridge::{Half, Undecided};
 use crate::budget::Budget;
 use crate::channel::Link;
+use crate::coalesce::Coalescer;
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Completion, Driver, DriverError, Gather, Nanos, SocketKey, Wait};
 use crate::half_open::HalfOpenTable;
@@ -56,6 +57,10 @@ pub struct Settings {
     pub yamux: yamux::Config,
     /// Longest wait for company, in microseconds; 0: always return at once.
     pub company_us_max: u32,
+    /// Longest time for which receiving from one busy session of many is put off, in microseconds; 0: never.
+    pub pause_us_max: u32,
+    /// Small frames a second from which on that is done.
+    pub busy_frames_per_second: u64,
     /// Connections at a time, half-open ones included: what the limit of descriptors permits. One more costs a half-open
     /// connection, or is closed at once.
     pub connections_max: usize,
@@ -97,6 +102,8 @@ impl Default for Settings {
             hybrid: Hybrid::Offer,
             yamux,
             company_us_max: 100,
+            pause_us_max: limits::PAUSE_US_MAX,
+            busy_frames_per_second: limits::BUSY_FRAMES_PER_SECOND,
             connections_max: usize::MAX,
             half_open_max: limits::HALF_OPEN_MAX,
             sessions_per_address: None,
@@ -170,6 +177,7 @@ pub struct Worker<D> {
     /// When a drain ends at the latest.
     pub(crate) drain_until: Option<Nanos>,
     pub(crate) wait: WaitPolicy,
+    pub(crate) coalescer: Coalescer,
 }
 
 impl<D: std::fmt::Debug> std::fmt::Debug for Worker<D> {
@@ -200,6 +208,7 @@ impl<D: Driver> Worker<D> {
         let now = driver.now();
         let memory_len = driver.pool().len();
         let company_us_max = settings.company_us_max;
+        let coalescer = Coalescer::new(settings.pause_us_max, settings.busy_frames_per_second);
         Self {
             driver,
             settings,
@@ -234,6 +243,7 @@ impl<D: Driver> Worker<D> {
             link: None,
             drain_until: None,
             wait: WaitPolicy::new(company_us_max),
+            coalescer,
         }
     }
 
@@ -262,7 +272,7 @@ impl<D: Driver> Worker<D> {
 
     /// What of a turn comes before the wait: how long that is. For those who do the waiting themselves.
     pub fn begin_turn(&mut self) -> Wait {
-        let next = [self.wheel.next(), self.lane.due()].into_iter().flatten().min();
+        let next = [self.wheel.next(), self.lane.due(), self.coalescer.next()].into_iter().flatten().min();
         let mut wait = self.wait.choose(self.driver.now(), next);
         self.before_wait(&mut wait);
         self.announce_sleep(&mut wait);
@@ -285,10 +295,13 @@ impl<D: Driver> Worker<D> {
 
         self.handle(batch);
         self.take_findings();
-        self.wait.observe(self.driver.now(), std::mem::take(&mut self.brought));
+        let now = self.driver.now();
+        self.coalescer.observe(now, self.brought.frames);
+        self.wait.observe(now, std::mem::take(&mut self.brought));
         self.expire();
         self.read_letters();
         self.rearm_starved();
+        self.resume_receiving();
         self.read_mail();
         self.read_commands();
         self.relieve_memory();

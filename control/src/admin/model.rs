@@ -235,7 +235,7 @@ pub struct Close {
 /// Change a setting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// `hybrid` or `company-us`.
+    /// `hybrid`, `company-us` or `pause-us`.
     pub name: String,
     /// As text.
     pub value: String,

@@ -27,8 +27,8 @@ use crate::state::{State, StateError};
 use crate::supervise::mirror::{AskError, Outcome};
 use crate::supervise::{End, EndError, Plane, monotonic_ns};
 
-/// Longest wait for company that can be set, in microseconds: beyond it a turn would be a pause.
-const COMPANY_US_MAX: u32 = 10_000;
+/// Longest wait and longest pause that can be set, in microseconds: beyond it people would notice.
+const WAIT_US_MAX: u32 = 10_000;
 
 /// Longest drain that can be asked for, in seconds: a month.
 const DRAIN_S_MAX: f64 = 30.0 * 86_400.0;
@@ -317,13 +317,18 @@ fn parse_setting(name: &str, value: &str) -> Result<Setting, String> {
             "require" => Ok(Setting::Hybrid(HybridPolicy::Require)),
             _ => Err(format!("hybrid is one of off, offer, require; not `{value}`")),
         },
-        "company-us" => match value.parse() {
-            Ok(us) if us <= COMPANY_US_MAX => Ok(Setting::CompanyUsMax(us)),
-            _ => Err(format!(
-                "company-us is a number of microseconds from 0 to {COMPANY_US_MAX}; not `{value}`"
-            )),
-        },
-        _ => Err(format!("`{name}` cannot be changed while the server runs; these can: hybrid, company-us")),
+        "company-us" => microseconds(name, value).map(Setting::CompanyUsMax),
+        "pause-us" => microseconds(name, value).map(Setting::PauseUsMax),
+        _ => Err(format!(
+            "`{name}` cannot be changed while the server runs; these can: hybrid, company-us, pause-us"
+        )),
+    }
+}
+
+fn microseconds(name: &str, value: &str) -> Result<u32, String> {
+    match value.parse() {
+        Ok(us) if us <= WAIT_US_MAX => Ok(us),
+        _ => Err(format!("{name} is a number of microseconds from 0 to {WAIT_US_MAX}; not `{value}`")),
     }
 }
 
@@ -384,11 +389,13 @@ mod tests {
     fn settings_are_checked_and_named() {
         assert_eq!(parse_setting("hybrid", "require"), Ok(Setting::Hybrid(HybridPolicy::Require)));
         assert_eq!(parse_setting("company-us", "0"), Ok(Setting::CompanyUsMax(0)));
+        assert_eq!(parse_setting("pause-us", "3000"), Ok(Setting::PauseUsMax(3000)));
         for (name, value, cure) in [
             ("hybrid", "maybe", "off, offer, require"),
             ("company-us", "-1", "0 to 10000"),
             ("company-us", "10001", "0 to 10000"),
-            ("listen", "127.0.0.1:1", "hybrid, company-us"),
+            ("pause-us", "10001", "0 to 10000"),
+            ("listen", "127.0.0.1:1", "hybrid, company-us, pause-us"),
         ] {
             let error = parse_setting(name, value).unwrap_err();
             assert!(error.contains(cure), "{error}");

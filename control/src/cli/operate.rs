@@ -56,10 +56,11 @@ pub(super) struct StopArguments {
 #[command(after_help = "Examples:
   ringwire set hybrid require             refuse clients without the post-quantum part from now on
   ringwire set company-us 50              wait up to 50 us for more work per turn: less CPU, more latency
+  ringwire set pause-us 0                 never leave a busy session unread for a moment: more CPU, less latency
 
 A change holds until the data plane ends; give `ringwire run` the same flag to keep it.")]
 pub(super) struct SetArguments {
-    /// What to change: hybrid or company-us
+    /// What to change: hybrid, company-us or pause-us
     #[arg(value_name = "NAME")]
     name: String,
     /// Its new value

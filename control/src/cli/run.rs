@@ -245,6 +245,7 @@ impl Arguments {
             buffer_memory: file.buffer_memory,
             hybrid: file.hybrid.map(|hybrid| hybrid.name().to_owned()),
             company_us: file.company_us,
+            pause_us: file.pause_us,
             handshake_threads: file.handshake_threads,
             half_open_max: file.half_open_max,
             sessions_per_address: file.sessions_per_address,

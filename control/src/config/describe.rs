@@ -95,6 +95,13 @@ pub const SETTINGS: &[SettingHelp] = &[
         help: "Longest wait for more small frames to send together; 0: never wait.",
     },
     SettingHelp {
+        name: "pause_us",
+        values: "microseconds",
+        default: "2000",
+        live: true,
+        help: "How long a session may be left unread to take more of its small frames at a time, while many keep a core busy; 0: never.",
+    },
+    SettingHelp {
         name: "buffer_memory",
         values: "bytes",
         default: "0: half of the machine's, at most 8 GiB",

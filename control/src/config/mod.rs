@@ -50,6 +50,8 @@ pub struct File {
     pub hybrid: Option<HybridSetting>,
     /// Longest wait for company, in microseconds; 0: never.
     pub company_us: Option<u32>,
+    /// Longest time for which receiving from one busy session of many is put off, in microseconds; 0: never.
+    pub pause_us: Option<u32>,
     /// Buffer memory, in bytes; 0: by the size of the machine.
     pub buffer_memory: Option<u64>,
     /// A data plane without control plane ends after so many milliseconds; 0: never.
@@ -189,6 +191,7 @@ impl File {
             workers: over.workers.or(self.workers),
             hybrid: over.hybrid.or(self.hybrid),
             company_us: over.company_us.or(self.company_us),
+            pause_us: over.pause_us.or(self.pause_us),
             buffer_memory: over.buffer_memory.or(self.buffer_memory),
             orphan_limit_ms: over.orphan_limit_ms.or(self.orphan_limit_ms),
             handshake_threads: over.handshake_threads.or(self.handshake_threads),
@@ -299,6 +302,7 @@ mod tests {
             workers = 2
             hybrid = "require"
             company_us = 50
+            pause_us = 60
             buffer_memory = 1073741824
             orphan_limit_ms = 60000
             handshake_threads = 3
@@ -316,6 +320,7 @@ mod tests {
         assert_eq!((file.max_sessions, file.update_interval_s), (Some(5000), Some(30)));
         assert_eq!((file.driver, file.workers), (Some(Driver::Poll), Some(2)));
         assert_eq!((file.hybrid, file.company_us), (Some(HybridSetting::Require), Some(50)));
+        assert_eq!(file.pause_us, Some(60));
         assert_eq!((file.buffer_memory, file.orphan_limit_ms), (Some(1 << 30), Some(60_000)));
         assert_eq!((file.handshake_threads, file.half_open_max), (Some(3), Some(100)));
         assert_eq!(file.sessions_per_address, Some(20));

@@ -40,6 +40,9 @@ pub struct Settings {
     /// Longest wait for company, in microseconds. Changes while it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub company_us: Option<u32>,
+    /// Longest time for which receiving from one busy session is put off, in microseconds. Changes while it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pause_us: Option<u32>,
     /// Threads of the handshake lane; 0: by the number of cores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handshake_threads: Option<u16>,
@@ -55,7 +58,7 @@ pub struct Settings {
 }
 
 /// Names of the settings that change while a data plane runs.
-const LIVE: [&str; 2] = ["hybrid", "company_us"];
+const LIVE: [&str; 3] = ["hybrid", "company_us", "pause_us"];
 
 /// A setting with two values.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +145,8 @@ mod tests {
         let configuration = living.configuration();
         assert_eq!(Settings::default().difference(&configuration), None);
         assert_eq!(living.difference(&configuration), None);
-        let live = Settings { hybrid: Some("require".into()), company_us: Some(7), ..Settings::default() };
+        let hybrid = Some("require".into());
+        let live = Settings { hybrid, company_us: Some(7), pause_us: Some(8), ..Settings::default() };
         assert_eq!(live.difference(&configuration), None, "changes while it runs");
 
         let driver = Settings { driver: Some("poll".into()), ..Settings::default() };

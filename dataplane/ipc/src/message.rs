@@ -104,6 +104,8 @@ pub enum Setting {
     Hybrid(HybridPolicy),
     /// How long a worker may wait for more completions, in microseconds; 0: never.
     CompanyUsMax(u32),
+    /// For how long receiving from one busy session of many may be put off, in microseconds; 0: never.
+    PauseUsMax(u32),
     /// Buffer memory that the queues of all workers together may hold and promise, in bytes.
     BudgetLen(u64),
 }
@@ -235,6 +237,7 @@ impl Command {
             Order::Change(Setting::CompanyUsMax(_)) => 5,
             Order::ListBridges => 6,
             Order::Change(Setting::BudgetLen(_)) => 7,
+            Order::Change(Setting::PauseUsMax(_)) => 8,
         };
         fields.put([kind]);
         fields.put(self.request.to_le_bytes());
@@ -247,7 +250,9 @@ impl Command {
                 HybridPolicy::Offer => 1,
                 HybridPolicy::Require => 2,
             }]),
-            Order::Change(Setting::CompanyUsMax(value)) => fields.put(value.to_le_bytes()),
+            Order::Change(Setting::CompanyUsMax(value) | Setting::PauseUsMax(value)) => {
+                fields.put(value.to_le_bytes());
+            }
             Order::Change(Setting::BudgetLen(value)) => fields.put(value.to_le_bytes()),
         }
         to_words(&bytes)
@@ -275,6 +280,7 @@ impl Command {
             5 => Order::Change(Setting::CompanyUsMax(u32::from_le_bytes(fields.take()?))),
             6 => Order::ListBridges,
             7 => Order::Change(Setting::BudgetLen(fields.number()?)),
+            8 => Order::Change(Setting::PauseUsMax(u32::from_le_bytes(fields.take()?))),
             other => return Err(bad("command kind", other)),
         };
         fields.finish()?;

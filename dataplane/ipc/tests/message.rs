@@ -42,6 +42,7 @@ fn command() -> impl Strategy<Value = Command> {
         any::<u64>().prop_map(|deadline_ns| Order::Drain { deadline_ns }),
         policy.prop_map(|policy| Order::Change(Setting::Hybrid(policy))),
         any::<u32>().prop_map(|value| Order::Change(Setting::CompanyUsMax(value))),
+        any::<u32>().prop_map(|value| Order::Change(Setting::PauseUsMax(value))),
     ];
     (any::<u64>(), order).prop_map(|(request, order)| Command { request, order })
 }
@@ -157,13 +158,16 @@ fn what_nobody_encodes_is_named() {
 
 /// Both processes are of one build, but the layout version must be raised when a record changes: this notices.
 #[test]
-fn records_of_version_2() {
-    assert_eq!(ringwire_ipc::LAYOUT_VERSION, 2);
+fn records_of_version_3() {
+    assert_eq!(ringwire_ipc::LAYOUT_VERSION, 3);
     let bytes = |record: &[u64]| record.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
     let peer = PeerKey::new([2; 33]).unwrap();
     let command = bytes(&Command { request: 0x0102, order: Order::CloseSession(peer) }.encode());
     assert_eq!(command[..10], [2, 2, 1, 0, 0, 0, 0, 0, 0, 2]);
     assert_eq!(command[9..42], [2; 33]);
+    let pause = Order::Change(Setting::PauseUsMax(0x0304));
+    let command = bytes(&Command { request: 1, order: pause }.encode());
+    assert_eq!(command[..13], [8, 1, 0, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0]);
     let address = "192.0.2.7:513".parse().unwrap();
     let note = SessionNote { session: 9, peer, address, hybrid: true, at_ns: 5 };
     let event = bytes(&Event::Closed(note, Reason::ConnectionFailed(104)).encode());

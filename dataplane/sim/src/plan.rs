@@ -304,6 +304,8 @@ pub struct KernelPlan {
     pub turn_ns: Nanos,
     /// Longest wait for company the worker may choose, in microseconds.
     pub company_us_max: u32,
+    /// Worker's `busy_frames_per_second`.
+    pub busy_frames_per_second: u64,
     /// A worker of several is not let run, after one in a million turns of so many, for up to `pause_ns`.
     pub pauses: u32,
     /// How long at most; at most [`PAUSES_MAX`] times in a run.
@@ -342,6 +344,7 @@ impl KernelPlan {
             accept_fails: 0,
             turn_ns: 2_000,
             company_us_max: 100,
+            busy_frames_per_second: ringwire_dataplane::limits::BUSY_FRAMES_PER_SECOND,
             pauses: 0,
             pause_ns: 0,
             lane: LanePlan { hands: 1, cost_ns: 200_000, jobs_max: usize::MAX },

@@ -141,7 +141,11 @@ impl Fabric {
         let mut entropy = SeededEntropy::new(plan.seed ^ 0x7365_7276_6572);
         let secret_key = SecretKey::generate(&mut entropy);
         let identity = Arc::new(Identity { public_key: secret_key.public_key(), secret_key });
-        let settings = Settings { company_us_max: plan.kernel.company_us_max, ..Settings::default() };
+        let settings = Settings {
+            company_us_max: plan.kernel.company_us_max,
+            busy_frames_per_second: plan.kernel.busy_frames_per_second,
+            ..Settings::default()
+        };
         let stop = Arc::new(AtomicBool::new(false));
         let (lane, seed) = (plan.kernel.lane, plan.seed);
         Self { entropy, identity, settings, counters, stop, lane, handovers: 0, lanes: 0, seed }

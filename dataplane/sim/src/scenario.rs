@@ -78,6 +78,10 @@ pub fn draw(seed: u64) -> Plan {
         plan.kernel.pauses = *random.pick(&[0, 2_000, 20_000]);
         plan.kernel.pause_ns = *random.pick(&[5 * MS, 400 * MS]);
     }
+    if seed != 0 {
+        // Such a load as coalescing waits for is not simulated; less will do.
+        plan.kernel.busy_frames_per_second = *random.pick(&[0, 50, plan.kernel.busy_frames_per_second]);
+    }
     plan
 }
 

@@ -1,4 +1,4 @@
-//! Proof that the oracle sees: twelve bugs, listed beforehand, planted one at a time into the worker. Each is caught within a
+//! Proof that the oracle sees: thirteen bugs, listed beforehand, planted one at a time into the worker. Each is caught within a
 //! bounded number of seeds. Run with `cargo test -p ringwire-sim --features planted`.
 #![cfg(feature = "planted")]
 
@@ -10,7 +10,7 @@ use ringwire_sim::run_seed;
 const SEEDS: u64 = 500;
 
 #[test]
-fn each_of_the_twelve_planted_bugs_is_caught() {
+fn each_of_the_thirteen_planted_bugs_is_caught() {
     quiet_panics();
     let mut missed = Vec::new();
     for bug in Bug::ALL {

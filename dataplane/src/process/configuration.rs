@@ -26,6 +26,8 @@ pub struct Configuration {
     pub hybrid: String,
     /// Longest wait for company, in microseconds; 0: never.
     pub company_us: u32,
+    /// Longest time for which receiving from one busy session of many is put off, in microseconds; 0: never.
+    pub pause_us: u32,
     /// Buffer memory of all workers in bytes; 0: half of the machine's, at most [`crate::limits::BUFFER_MEMORY_LEN`] for each
     /// worker.
     pub buffer_memory: usize,
@@ -51,6 +53,7 @@ impl Default for Configuration {
             workers: 1,
             hybrid: "offer".into(),
             company_us: crate::worker::Settings::default().company_us_max,
+            pause_us: limits::PAUSE_US_MAX,
             buffer_memory: 0,
             orphan_limit_ms: 0,
             handshake_threads: 0,
@@ -128,6 +131,7 @@ impl Configuration {
             return Err(wrong("workers", &self.workers, "1 to 64, at most one for each core"));
         }
         config.company_us_max = self.company_us;
+        config.pause_us_max = self.pause_us;
         config.workers = self.workers;
         config.buffer_memory_len = self.buffer_memory;
         if self.handshake_threads > HANDSHAKE_THREADS_MAX {
@@ -163,7 +167,12 @@ mod tests {
 
     #[test]
     fn settings_survive_and_wrong_ones_name_themselves() {
-        let given = Configuration { hybrid: "require".into(), company_us: 7, ..Configuration::default() };
+        let given = Configuration {
+            hybrid: "require".into(),
+            company_us: 7,
+            pause_us: 8,
+            ..Configuration::default()
+        };
         assert_eq!(Configuration::from_json(&given.to_json()).unwrap(), given);
         assert_eq!(Configuration::from_json("{}").unwrap(), Configuration::default());
         let error = Configuration::from_json(r#"{"hybird":"off"}"#).unwrap_err().to_string();
@@ -185,7 +194,7 @@ mod tests {
             assert!(error.starts_with(name), "{error}");
         }
         let config = server(given).unwrap();
-        assert_eq!((config.hybrid, config.company_us_max), (Hybrid::Require, 7));
+        assert_eq!((config.hybrid, config.company_us_max, config.pause_us_max), (Hybrid::Require, 7, 8));
         assert_eq!(config.proxy_from, default_proxy_from().to_vec());
         assert_eq!((config.sessions_per_address, config.workers), (None, 1));
         let proxy_from = vec!["192.0.2.7".into(), "2001:db8::/32".into()];

@@ -59,8 +59,8 @@ struct Slot {
     descriptor: Option<OwnedFd>,
     generation: u32,
     receiving: bool,
-    /// The last receive left nothing behind.
-    drained: bool,
+    /// The time of the last receive if that left nothing behind, else 0.
+    drained_at: Nanos,
     sending: Option<Box<InFlight>>,
     closing: bool,
 }
@@ -174,7 +174,7 @@ impl UringDriver {
         let slot = &mut self.sockets[index as usize];
         slot.descriptor = Some(descriptor);
         slot.closing = false;
-        slot.drained = false;
+        slot.drained_at = 0;
         SocketKey { index, generation: slot.generation }
     }
 
@@ -301,7 +301,7 @@ impl UringDriver {
             return;
         };
         slot.receiving = false;
-        slot.drained = result > 0 && !cqueue::sock_nonempty(flags);
+        slot.drained_at = if result > 0 && !cqueue::sock_nonempty(flags) { self.now } else { 0 };
         let socket = SocketKey { index: token.index, generation: slot.generation };
         let closing = slot.closing;
         batch.completions.push(match result {
@@ -356,10 +356,11 @@ impl Driver for UringDriver {
     }
 
     fn receive(&mut self, socket: SocketKey, len_max: usize) {
-        let bundle = self.features.receive_bundle && len_max > limits::PAGE_LEN;
+        let (now, bundle) = (self.now, self.features.receive_bundle && len_max > limits::PAGE_LEN);
         let Some(slot) = self.slot(socket).filter(|slot| !slot.receiving && !slot.closing) else { return };
         slot.receiving = true;
-        let drained = slot.drained;
+        // Asked again at once there is nothing to be had yet; after a pause there is.
+        let drained = slot.drained_at == now;
         let Some(descriptor) = slot.descriptor.as_ref().map(AsRawFd::as_raw_fd) else { return };
         let entry = op::receive(
             descriptor,

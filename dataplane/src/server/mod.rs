@@ -62,6 +62,10 @@ pub struct ServerConfig {
     pub buffer_memory_len: usize,
     /// Longest wait for company in microseconds, see [`crate::wait`].
     pub company_us_max: u32,
+    /// Longest time for which receiving from one busy session of many is put off, in microseconds, see [`crate::coalesce`].
+    pub pause_us_max: u32,
+    /// Small frames a second on one worker from which on that is done.
+    pub busy_frames_per_second: u64,
     /// Pin the first worker to this core, and the others to those behind it.
     pub core: Option<usize>,
     /// What moves the bytes.
@@ -90,6 +94,8 @@ impl ServerConfig {
             hybrid: Hybrid::Offer,
             buffer_memory_len: 0,
             company_us_max: Settings::default().company_us_max,
+            pause_us_max: limits::PAUSE_US_MAX,
+            busy_frames_per_second: limits::BUSY_FRAMES_PER_SECOND,
             core: None,
             driver: DriverChoice::Auto,
             handshake_threads: 0,
@@ -260,6 +266,8 @@ impl Server {
         let settings = Settings {
             hybrid: config.hybrid,
             company_us_max: config.company_us_max,
+            pause_us_max: config.pause_us_max,
+            busy_frames_per_second: config.busy_frames_per_second,
             connections_max,
             half_open_max: config.half_open_max,
             sessions_per_address: config.sessions_per_address,

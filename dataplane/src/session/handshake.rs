@@ -9,6 +9,7 @@ use ringwire_proto::noise::{HandshakeError, Outcome};
 use ringwire_proto::packet::{Opener, Sealer};
 
 use super::{CloseReason, Mux, Open, Phase, Step, Target};
+use crate::coalesce::Pace;
 use crate::counters::Counter;
 use crate::driver::Driver;
 use crate::lane::{Class, Done, Finding, Greeted, Job, Owner, Work};
@@ -249,6 +250,7 @@ impl<D: Driver> Worker<D> {
             generation: 0,
             promised: 0,
             round_trip_ns: None,
+            pace: Pace::default(),
             pinged_at: 0,
             urgent: Default::default(),
             bulk: Default::default(),

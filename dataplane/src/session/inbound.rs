@@ -5,6 +5,7 @@ use ringwire_proto::yamux::{self, Incoming, Kind, Payload};
 
 use super::mux::Violation;
 use super::{CloseReason, Mux, Phase, Session, Target};
+use crate::coalesce::Receipt;
 use crate::counters::Counter;
 use crate::driver::{Driver, ReceiveEnd, SocketKey};
 use crate::limits;
@@ -26,11 +27,41 @@ impl<D: Driver> Worker<D> {
         if let Some(session) = self.sessions.find_mut(key) {
             session.receiving = false;
         }
+        let before = self.brought;
+        let mut len = 0;
         for &span in spans {
-            self.counters.add(Counter::BytesReceived, span.len() as u64);
+            len += span.len();
             self.receive_span(key, span);
         }
-        self.arm_receive(key);
+        self.counters.add(Counter::BytesReceived, len as u64);
+        let receipt = Receipt {
+            len,
+            frames: self.brought.frames - before.frames,
+            interactive: self.brought.interactive > before.interactive,
+        };
+        if !self.pause_receiving(key, receipt) {
+            self.arm_receive(key);
+        }
+    }
+
+    /// Leaves a session alone for a while if that gathers more; false: it is to be asked at once.
+    fn pause_receiving(&mut self, key: Key, receipt: Receipt) -> bool {
+        let now = self.driver.now();
+        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return false };
+        let Some(until) = self.coalescer.pause(&mut open.pace, now, receipt) else { return false };
+        self.counters.count(Counter::ReceivesPaused);
+        self.coalescer.hold(key, until);
+        true
+    }
+
+    /// Sessions whose pause is over are asked again.
+    pub(crate) fn resume_receiving(&mut self) {
+        let now = self.driver.now();
+        while let Some(key) = self.coalescer.take_due(now) {
+            if !planted::is(Bug::PauseForgotten) {
+                self.arm_receive(key);
+            }
+        }
     }
 
     /// Asks for the next bytes of a session.

@@ -18,6 +18,7 @@ use ringwire_proto::noise::{Handshake, TransportKey};
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 
 use crate::aead::AwsLcAead;
+use crate::coalesce::Pace;
 use crate::driver::{Nanos, SocketKey};
 use crate::limits;
 use crate::slab::Key;
@@ -134,6 +135,8 @@ pub(crate) struct Open {
     pub(crate) pinged_at: Nanos,
     /// That of its entry in the directory.
     pub(crate) generation: u64,
+    /// How its receives come.
+    pub(crate) pace: Pace,
     /// Credit promised to this session, in bytes.
     pub(crate) promised: usize,
     /// Halves with something small to send: requests, responses, keystrokes.

@@ -1,0 +1,223 @@
+//! Which sessions are received from a little later, so that more is taken at a time.
+//!
+//! A small frame by itself costs what the kernel charges for a receive and a send. On one busy connection a
+//! [short wait](crate::wait) of the whole worker puts many frames into one receive; where many connections share the load, each
+//! has a frame only every few hundred microseconds, and no wait that everybody can bear gathers two of them. So it is
+//! the connection that waits: when small frames keep a worker busy, a session that just brought some and will bring more is asked
+//! again only after a pause that fits its rate. What arrives meanwhile wakes nobody and is taken in one receive. All other
+//! sessions are served as ever, and so is one of these on which somebody seems to wait for an answer.
+//!
+//! In: what each receive brought, and the time. Out: until when the session is left alone. Used by the worker.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use crate::driver::Nanos;
+use crate::limits;
+use crate::slab::Key;
+use crate::wait::FRAME_LEN_SMALL;
+
+/// Over which time the load is judged, in nanoseconds: several of the longest pauses.
+const WINDOW_NS: u64 = 8_000_000;
+/// Pauses end at multiples of this, in nanoseconds, so that a turn serves several sessions.
+const STEP_NS: u64 = 256 * 1024;
+/// Bytes a pause is sized for. Far below the smallest window of a stream, so that nobody waits for credit because of it.
+const GATHERED_LEN: u64 = 32 * 1024;
+/// Bytes that the longest pause must be expected to gather: two of a Go client's frames.
+const GATHERED_LEN_MIN: u64 = 8 * 1024;
+
+/// What a session's last receives were like. See the module's head.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Pace {
+    received_at: Nanos,
+    interactive_at: Nanos,
+}
+
+/// What one receive brought.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Receipt {
+    pub(crate) len: usize,
+    /// Data frames that began in it.
+    pub(crate) frames: usize,
+    /// Somebody may be waiting for an answer to something in it.
+    pub(crate) interactive: bool,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct Coalescer {
+    pause_ns_max: u64,
+    busy_frames_per_second: u64,
+    busy: bool,
+    window_start: Nanos,
+    window_frames: u64,
+    paused: BinaryHeap<Reverse<(Nanos, Key)>>,
+}
+
+impl Coalescer {
+    /// Pauses of at most `pause_us_max` microseconds (0: none), while so many frames come in a second.
+    pub(crate) fn new(pause_us_max: u32, busy_frames_per_second: u64) -> Self {
+        Self {
+            pause_ns_max: u64::from(pause_us_max) * 1000,
+            busy_frames_per_second,
+            busy: false,
+            window_start: 0,
+            window_frames: 0,
+            paused: BinaryHeap::new(),
+        }
+    }
+
+    /// Changes the longest pause, in microseconds; 0: none.
+    pub(crate) fn set_pause_us_max(&mut self, pause_us_max: u32) {
+        self.pause_ns_max = u64::from(pause_us_max) * 1000;
+    }
+
+    /// Once a turn: so many small frames began in what it brought.
+    pub(crate) fn observe(&mut self, now: Nanos, frames: usize) {
+        self.window_frames += frames as u64;
+        let elapsed = now.saturating_sub(self.window_start);
+        if elapsed < WINDOW_NS {
+            return;
+        }
+        let per_second = self.window_frames * limits::SECOND_NS / elapsed.max(1);
+        // Pauses leave the number of frames as it is, so the decision does not undo its own reason.
+        let wanted = if self.busy { self.busy_frames_per_second / 2 } else { self.busy_frames_per_second };
+        self.busy = per_second >= wanted;
+        (self.window_start, self.window_frames) = (now, 0);
+    }
+
+    /// A session's receive brought this: the time until which nothing is asked of it, or `None`: ask at once.
+    pub(crate) fn pause(&self, pace: &mut Pace, now: Nanos, receipt: Receipt) -> Option<Nanos> {
+        let gap = now.saturating_sub(pace.received_at).max(1);
+        pace.received_at = now;
+        if receipt.interactive {
+            pace.interactive_at = now;
+        }
+        let is_awaited = now.saturating_sub(pace.interactive_at) < limits::ATTENTIVE_NS;
+        if !self.busy || is_awaited || receipt.frames == 0 || receipt.len / receipt.frames > FRAME_LEN_SMALL {
+            return None;
+        }
+        let len = receipt.len as u64;
+        if len * self.pause_ns_max / gap < GATHERED_LEN_MIN {
+            return None;
+        }
+        let pause = (GATHERED_LEN * gap / len).min(self.pause_ns_max);
+        (pause >= STEP_NS).then(|| (now + pause) / STEP_NS * STEP_NS)
+    }
+
+    /// Leaves a session alone until then.
+    pub(crate) fn hold(&mut self, key: Key, until: Nanos) {
+        self.paused.push(Reverse((until, key)));
+    }
+
+    /// When the next pause ends.
+    pub(crate) fn next(&self) -> Option<Nanos> {
+        self.paused.peek().map(|&Reverse((until, _))| until)
+    }
+
+    /// A session whose pause is over.
+    pub(crate) fn take_due(&mut self, now: Nanos) -> Option<Key> {
+        let &Reverse((until, key)) = self.paused.peek()?;
+        if until > now {
+            return None;
+        }
+        self.paused.pop();
+        Some(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Nanos = 1_000_000;
+    const START: Nanos = 1_000_000_000;
+
+    /// After so many frames a second for a while.
+    fn after(frames_per_second: u64) -> Coalescer {
+        let mut coalescer = Coalescer::new(2000, 80_000);
+        for at in 1..100 {
+            coalescer.observe(START - 100 * MS + at * MS, (frames_per_second / 1000) as usize);
+        }
+        coalescer
+    }
+
+    fn frames(frames: usize, frame_len: usize) -> Receipt {
+        Receipt { len: frames * frame_len, frames, interactive: false }
+    }
+
+    /// How long a session is left alone that has brought this every `gap`.
+    fn pause(coalescer: &Coalescer, gap: Nanos, receipt: Receipt) -> Option<Nanos> {
+        let mut pace = Pace { received_at: START - gap, interactive_at: 0 };
+        let until = coalescer.pause(&mut pace, START, receipt)?;
+        assert_eq!(until % STEP_NS, 0, "with others");
+        Some(until.saturating_sub(START))
+    }
+
+    #[test]
+    fn pauses_fit_the_rate_of_the_session() {
+        let busy = after(130_000);
+        let each_half_ms = pause(&busy, MS / 2, frames(1, 4108)).unwrap();
+        assert!(each_half_ms > 2 * MS - STEP_NS && each_half_ms <= 2 * MS, "{each_half_ms}: the longest");
+        let faster = pause(&busy, MS / 8, frames(1, 4108)).unwrap();
+        assert!(faster > MS - STEP_NS - 10_000 && faster <= MS, "{faster}: 32 KiB come in a millisecond");
+        assert_eq!(pause(&busy, 20_000, frames(1, 4108)), None, "enough comes by itself");
+        assert_eq!(pause(&busy, 10 * MS, frames(1, 4108)), None, "nothing would come");
+        let paused = pause(&busy, 2 * MS, frames(4, 4108)).unwrap();
+        assert!(paused > MS, "{paused}: and again after a pause");
+    }
+
+    #[test]
+    fn nobody_pauses_without_need() {
+        let idle = after(20_000);
+        assert_eq!(pause(&idle, MS / 2, frames(1, 4108)), None, "the worker has time");
+        let busy = after(130_000);
+        assert_eq!(pause(&busy, MS / 2, frames(1, 65_548)), None, "large frames are cheap");
+        assert_eq!(pause(&busy, MS / 2, frames(0, 0)), None);
+        assert_eq!(pause(&busy, MS / 2, Receipt { len: 12_000, frames: 0, interactive: false }), None);
+        let mut never = busy;
+        never.set_pause_us_max(0);
+        assert_eq!(pause(&never, MS / 2, frames(1, 4108)), None, "switched off");
+    }
+
+    #[test]
+    fn who_waits_for_an_answer_gets_it() {
+        let busy = after(130_000);
+        let mut pace = Pace { received_at: START - MS / 2, interactive_at: 0 };
+        let ping = Receipt { interactive: true, ..frames(2, 2000) };
+        assert_eq!(busy.pause(&mut pace, START, ping), None);
+        let later = |ms| START + ms * MS;
+        assert_eq!(busy.pause(&mut pace, later(1), frames(2, 4108)), None, "more of it may come");
+        assert_eq!(busy.pause(&mut pace, later(49), frames(90, 4108)), None);
+        assert!(busy.pause(&mut pace, later(51), frames(4, 4108)).is_some(), "nothing came");
+    }
+
+    #[test]
+    fn being_busy_ends_later_than_it_begins() {
+        let mut coalescer = after(70_000);
+        assert!(!coalescer.busy);
+        let mut feed = |frames_per_second: u64| {
+            for _ in 0..20 {
+                coalescer.observe(coalescer.window_start + WINDOW_NS, (frames_per_second / 125) as usize);
+            }
+            coalescer.busy
+        };
+        assert!(feed(90_000));
+        assert!(feed(50_000), "still");
+        assert!(!feed(30_000));
+        assert!(!feed(70_000));
+    }
+
+    #[test]
+    fn pauses_end_in_order() {
+        let mut coalescer = after(0);
+        let key = |index| Key { index, generation: 0 };
+        for (index, until) in [(0, 30), (1, 10), (2, 20)] {
+            coalescer.hold(key(index), until);
+        }
+        assert_eq!((coalescer.next(), coalescer.take_due(9)), (Some(10), None));
+        assert_eq!(coalescer.take_due(25), Some(key(1)));
+        assert_eq!(coalescer.take_due(25), Some(key(2)));
+        assert_eq!((coalescer.take_due(25), coalescer.next()), (None, Some(30)));
+    }
+}

@@ -1,0 +1,59 @@
+//! Busy sessions of small frames are received from a little later, and lose nothing by it: real sockets, on each driver.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use ringwire_dataplane::counters::Counter;
+use support::drivers::on_each_driver;
+use support::{LIMIT, Peer, bridge, pattern, start_server_with};
+
+on_each_driver!(small_frames_are_gathered_and_verified, nothing_is_put_off_where_that_is_forbidden);
+
+/// Sends frames of 4 KiB one by one from `a` to `b` until `enough` of them; verifies each.
+fn trickle(a: &mut Peer, b: &mut Peer, (on_a, on_b): (u32, u32), mut enough: impl FnMut(usize) -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    let mut sent = 0;
+    while !enough(sent) {
+        assert!(Instant::now() < deadline, "in vain: {sent} frames");
+        let bytes = pattern(7, 4096 * sent, 4096);
+        a.write(on_a, &bytes);
+        sent += 1;
+        std::thread::sleep(Duration::from_micros(200));
+        if sent % 16 == 0 {
+            // Credit comes back.
+            a.pump();
+        }
+        // Some of them are under way at any time.
+        if sent >= 8 {
+            let at = 4096 * (sent - 8);
+            assert!(b.read_exact(on_b, 4096) == pattern(7, at, 4096), "frame {}", sent - 8);
+        }
+    }
+    let rest = sent.min(7);
+    let at = 4096 * (sent - rest);
+    assert!(b.read_exact(on_b, 4096 * rest) == pattern(7, at, 4096 * rest), "the last of {sent}");
+}
+
+fn small_frames_are_gathered_and_verified() {
+    let server = start_server_with(|config| config.busy_frames_per_second = 1);
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let streams = bridge(&mut a, &mut b);
+    let paused = || server.counters().value(Counter::ReceivesPaused);
+    trickle(&mut a, &mut b, streams, |_| paused() >= 20);
+    // A lone request, after it, is answered.
+    a.write(streams.0, b"still there?");
+    assert_eq!(b.read_exact(streams.1, 12), b"still there?");
+}
+
+fn nothing_is_put_off_where_that_is_forbidden() {
+    let server = start_server_with(|config| {
+        config.busy_frames_per_second = 1;
+        config.pause_us_max = 0;
+    });
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let streams = bridge(&mut a, &mut b);
+    trickle(&mut a, &mut b, streams, |sent| sent == 200);
+    assert_eq!(server.counters().value(Counter::ReceivesPaused), 0);
+}
