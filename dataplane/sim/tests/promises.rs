@@ -299,6 +299,20 @@ fn an_answer_behind_a_slow_neighbour_is_lost_with_smux_version_1_and_with_no_oth
 }
 
 #[test]
+fn an_smux_client_whose_bytes_nobody_takes_is_rid_of_their_stream_when_the_end_comes() {
+    // By then the other one has filled its window and more.
+    let takes = FlowPlan { len: 100, write_len: 10, pause_ns: SECOND_NS / 4, reader: Reader::Eager };
+    let mut one_sided = bridge(0, 1, 5 * SECOND_NS, takes);
+    one_sided.back =
+        FlowPlan { len: STALLED_LEN, write_len: 16_000, pause_ns: 0, reader: Reader::StopsAfter(1000) };
+    one_sided.end = EndPlan::SourceWhenSent;
+    let report = run_plan(plan(vec![peer(0, Manner::Go), smux_peer(1, Version::V2)], vec![one_sided]), false);
+    // The oracle found no stream at either of them.
+    assert_eq!(report.failure, None);
+    assert_eq!(report.bridges.1, 1);
+}
+
+#[test]
 fn a_worker_that_is_not_let_run_holds_others_up_and_costs_nobody_a_byte() {
     // Bulk of several streams each way in small frames, and a worker that stands still for up to 400 ms: its mailbox fills.
     let flow = FlowPlan { len: 600_000, write_len: 1000, pause_ns: 0, reader: Reader::Eager };

@@ -437,6 +437,11 @@ impl Turn<'_, '_> {
         if self.answers_finish {
             self.finish(bridge, "finishes too");
         }
+        if self.app.has_left && self.open.mux.is_smux() {
+            // Bytes that wait for credit would wait for ever: a Go client's blocked write fails when the end comes, and its FIN
+            // goes out at once. yamux has a reset for that.
+            self.open.mux.reset(self.stream);
+        }
     }
 
     fn finish_quietly(&mut self) {
