@@ -409,6 +409,11 @@ async fn a_frozen_link_is_noticed_by_the_keepalive_and_made_anew() {
         let third = ready(config(Arc::new(KnownServers::new(vec![address(&server)])))).await;
         proxy.freeze();
         eventually("a second connection", || proxy.accepted() == 2).await;
+        // Before that nobody is there, and who found so leaves the route alone for 30 s.
+        eventually("a session in the frozen one's place", || {
+            counts(&server, Counter::SessionsDisplaced) == 1
+        })
+        .await;
         let mut stream = reach(&third, to(&behind, 80)).await;
         prove(&mut stream, &mut listener).await;
         assert_eq!(counts(&server, Counter::SessionsDisplaced), 1);
