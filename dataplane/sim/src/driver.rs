@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use ringwire_dataplane::driver::{
     Batch, Completion, Driver, DriverError, Gather, Nanos, Part, ReceiveEnd, SocketKey, Wait,
 };
-use ringwire_dataplane::limits::{HANDSHAKE_TIMEOUT_NS, PAGE_LEN};
+use ringwire_dataplane::limits::{HANDSHAKE_TIMEOUT_NS, PAGE_LEN, PAUSE_US_MAX};
 use ringwire_dataplane::ring::Pool;
 use ringwire_netem::{Random, ReadOutcome, Side};
 
@@ -97,6 +97,8 @@ enum Finished {
 const COMPANY_WANTED: usize = 64;
 /// Turns without any progress of time or of bytes after which the worker counts as spinning.
 const SPINNING_TURNS: u32 = 20_000;
+/// A connection may be left unread for so long without a reason: twice what the receives of busy sessions are put off.
+const UNREAD_FOR_NS: Nanos = 2_000 * PAUSE_US_MAX as Nanos;
 /// errno values of Linux.
 const ECONNRESET: i32 = 104;
 const ECANCELED: i32 = 125;
@@ -427,8 +429,17 @@ impl SimDriver {
     /// Lets the next event happen.
     pub fn step(&mut self) {
         if let Some(wake) = self.world.step() {
-            if wake == Wake::Watch {
-                self.check_unread();
+            match wake {
+                Wake::Watch => {
+                    self.world.ledger.forget_unread();
+                    if self.sees_unread() {
+                        self.world.schedule(self.world.now + UNREAD_FOR_NS, Wake::LookAgain);
+                    }
+                }
+                Wake::LookAgain => {
+                    self.sees_unread();
+                }
+                _ => {}
             }
             match self.world.worker_of(wake) {
                 Some(worker) if worker != self.worker => self.world.deferred.push(wake),
@@ -440,15 +451,16 @@ impl SimDriver {
 
     /// The oracle looks for connections that are left unread although the worker has nothing else to do. Not among several
     /// workers: what makes one read on may be with another.
-    fn check_unread(&mut self) {
+    fn sees_unread(&mut self) -> bool {
         let is_busy = !self.ready.is_empty() || !self.submitted.is_empty() || self.ring.is_empty();
         if is_busy || self.world.is_freezing || self.world.ledger.plan.workers > 1 {
-            return;
+            return false;
         }
         let now = self.world.now;
         // What a send under way has moved the worker learns at its end, and holds until then.
         let sending = self.sockets.iter().filter_map(|slot| slot.sending.as_ref());
         let moved = sending.map(|sending| sending.taken as u64).sum();
+        let mut sees_one = false;
         for slot in self.sockets.iter().filter(|slot| !slot.receiving && !slot.closing) {
             let Some(wire) = slot.wire else { continue };
             let peer = self.world.wires[wire].peer;
@@ -457,9 +469,10 @@ impl SimDriver {
             let is_known =
                 now > plan.connects_at + HANDSHAKE_TIMEOUT_NS && plan.character == Character::Honest;
             if is_known && self.world.wires[wire].duplex.readable_len(Side::B) > 0 {
-                self.world.ledger.check_unread(now, peer, moved);
+                sees_one |= self.world.ledger.check_unread(now, peer, moved);
             }
         }
+        sees_one
     }
 
     /// An event of this worker's has happened.

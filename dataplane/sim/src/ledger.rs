@@ -127,6 +127,8 @@ pub struct Ledger {
     pub bytes_delivered: u64,
     /// Bytes the server took from each peer's connection.
     taken: Vec<u64>,
+    /// How many these were when one was seen to be left unread.
+    unread_at: Vec<Option<u64>>,
 }
 
 /// A bridge on which nothing moves for this long is closed.
@@ -149,6 +151,7 @@ impl Ledger {
             must_complete: plan.bridges.iter().map(|bridge| plan.must_complete(bridge)).collect(),
             patience_ns: plan.bridges.iter().map(|bridge| plan.patience_ns(bridge)).collect(),
             taken: vec![0; plan.peers.len()],
+            unread_at: vec![None; plan.peers.len()],
             plan,
             failure: None,
             is_quiescing: false,
@@ -219,9 +222,15 @@ impl Ledger {
         }
     }
 
-    /// The server leaves bytes of a peer's connection unread, with so many bytes in sends under way that may have arrived. With
-    /// version 1 of smux it may, while what it took before waits for others; else nothing excuses it.
-    pub fn check_unread(&mut self, now: Nanos, peer: usize, moved: u64) {
+    /// Which connections are left unread is looked at afresh.
+    pub fn forget_unread(&mut self) {
+        self.unread_at.fill(None);
+    }
+
+    /// The server leaves bytes of a peer's connection unread, with so many bytes in sends under way that may have arrived. For a
+    /// moment it may: true to look again. With version 1 of smux it may also while what it took before waits for others; else
+    /// nothing excuses it.
+    pub fn check_unread(&mut self, now: Nanos, peer: usize, moved: u64) -> bool {
         let bridges = self.plan.bridges.iter().zip(&self.bridges);
         let delivered: u64 = bridges
             .map(|(plan, state)| {
@@ -232,12 +241,17 @@ impl Ledger {
             })
             .sum();
         let held = (self.taken[peer] + moved).saturating_sub(delivered);
-        if self.plan.peers[peer].smux != Some(Version::V1) || held < UNREAD_FROM_LEN {
+        if self.plan.peers[peer].smux == Some(Version::V1) && held >= UNREAD_FROM_LEN {
+            return false;
+        }
+        if self.unread_at[peer] == Some(self.taken[peer]) {
             self.fail(
                 now,
                 format!("peer {peer}: its connection is left unread with {held} bytes undelivered"),
             );
         }
+        self.unread_at[peer] = Some(self.taken[peer]);
+        true
     }
 
     /// Whether the server may have given up the destination of a bridge although it answered: the response of an smux client of

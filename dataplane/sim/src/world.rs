@@ -37,6 +37,8 @@ pub enum Wake {
     UserTimeout(usize),
     /// The oracle looks for starvation.
     Watch,
+    /// It looks again at what it saw.
+    LookAgain,
     /// The worker is to be replaced.
     Handover,
     /// The worker is to stop.
@@ -256,7 +258,7 @@ impl World {
             Wake::Stop => (self.is_stop_due, self.is_interrupted) = (true, true),
             Wake::Handover => (self.is_handover_due, self.is_interrupted) = (true, true),
             Wake::Phase(phase) => self.enter(phase),
-            Wake::Cancel(..) | Wake::Ready => {}
+            Wake::Cancel(..) | Wake::Ready | Wake::LookAgain => {}
         }
         Some(wake)
     }
