@@ -51,7 +51,7 @@ const fn bulk(shape: Shape, pairs: usize, streams: usize, bytes_per_second: Opti
 }
 
 /// All loads, in the order of the rows.
-pub const ALL: [Workload; 10] = [
+pub const ALL: [Workload; 12] = [
     Workload {
         name: "bulk64k-1x8",
         words: "64 KiB frames, one session pair, 8 streams",
@@ -122,6 +122,20 @@ pub const ALL: [Workload; 10] = [
         ping: Ping::SameSession,
         saturates_relay: false,
     },
+    Workload {
+        name: "ping-go64",
+        words: "64 B ping-pong beside unthrottled 12 B + 4096 B in two writes on 64 other session pairs",
+        bulk: bulk(Shape::GoClient, 64, 1, None),
+        ping: Ping::OwnSession,
+        saturates_relay: false,
+    },
+    Workload {
+        name: "ping-go64-same-session",
+        words: "the same on one of these session pairs (reference relays: on a connection of its own)",
+        bulk: bulk(Shape::GoClient, 64, 1, None),
+        ping: Ping::SameSession,
+        saturates_relay: false,
+    },
 ];
 
 impl Workload {
@@ -187,11 +201,11 @@ mod tests {
             "splice",
             "haproxy",
         ];
-        assert_eq!(names(&[]), (10, all.to_vec()));
+        assert_eq!(names(&[]), (12, all.to_vec()));
         assert_eq!(names(&["bulk64k", "tokio"]), (2, vec!["tokio64k", "tokio256k", "tokio-uring"]));
         assert_eq!(
             names(&["splice", "ringwire"]),
-            (10, all[..4].iter().chain(&["splice"]).copied().collect())
+            (12, all[..4].iter().chain(&["splice"]).copied().collect())
         );
         assert!(select(&["nginx".into()]).is_err());
     }

@@ -46,7 +46,7 @@ const fn apart(workload: &'static str) -> Target {
     Target { ours: Relay::TwoApart, ..ratio(workload, CPU, &[Relay::TwoTogether], 1.35) }
 }
 
-const ALL: [Target; 20] = [
+const ALL: [Target; 22] = [
     ratio("bulk64k-1x8", CPU, COPIES, 1.25),
     ratio("bulk64k-8x1", CPU, COPIES, 1.25),
     ratio("bulk64k-1x8", CPU, &[Relay::Splice], 1.8),
@@ -60,6 +60,8 @@ const ALL: [Target; 20] = [
     absolute("ping-paced", P99, 350.0),
     ratio("ping-bulk", P99, COPIES, 1.5),
     absolute("ping-same-session", P99, 3000.0),
+    ratio("ping-go64", P99, COPIES, 1.5),
+    absolute("ping-go64-same-session", P99, 3000.0),
     ratio("bulk64k-1x8", CPU, &[Relay::TokioUring], 1.25),
     ratio("goframes-1x8", CPU, &[Relay::TokioUring], 0.50),
     ratio("bulk64k-1x8", CPU, &[Relay::Haproxy], 1.25),
