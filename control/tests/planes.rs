@@ -502,6 +502,10 @@ async fn what_goes_on_is_shown_to_people_and_programs() {
         memory["used"].as_u64().unwrap() > 0 && memory["value"].as_u64() > memory["used"].as_u64(),
         "{limits}"
     );
+    let named =
+        |name| limits["limits"].as_array().unwrap().iter().find(|limit| limit["name"] == name).unwrap();
+    assert_eq!(named("connections")["used"], 3, "{limits}");
+    assert_eq!(named("connections")["value"], json(state, &["status"])["dataplane"]["connections_max"]);
     for (arguments, word) in [
         (&["status"][..], "attached"),
         (&["show", "sessions"], "3 sessions"),
