@@ -11,7 +11,7 @@ use ringwire_dataplane::{limits, ring};
 use serde::Serialize;
 
 use crate::config::Url;
-use crate::state::State;
+use crate::state::{State, StateError};
 
 /// How long a question to a discovery may take.
 const DISCOVERY_LIMIT: Duration = Duration::from_secs(5);
@@ -81,13 +81,21 @@ fn workers_on(count: usize, cores: usize) -> Finding {
     Finding::bad("workers", Level::Warning, found, cure)
 }
 
-/// Looks at what this state directory holds.
-pub fn state(state: &State) -> Finding {
-    match state.prepare().and_then(|()| state.key()) {
-        Ok(key) => {
-            Finding::good("state", format!("{}, key {}", state.directory().display(), key.public_key()))
+/// Looks at what the state directory holds, or why there is none.
+pub fn state(state: Result<State, StateError>) -> Finding {
+    let looked = state.and_then(|state| Ok((state.look()?, state)));
+    match looked {
+        Ok((Some(key), state)) => {
+            Finding::good("state", format!("{}, key {key}", state.directory().display()))
         }
-        Err(error) => Finding::bad("state", Level::Failure, error.to_string(), "See the text on the left."),
+        Ok((None, state)) => Finding::good(
+            "state",
+            format!("{}: can be used; a key is made at the first start", state.directory().display()),
+        ),
+        Err(error) => {
+            let cure = "A server would not start, with the same words.";
+            Finding::bad("state", Level::Failure, error.to_string(), cure)
+        }
     }
 }
 

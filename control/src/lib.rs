@@ -11,6 +11,8 @@
 //!             └────► bench ──► dmsg ──► a server                                 ringwire bench bridge
 //! ```
 #![forbid(unsafe_code)]
+// They panic when their output takes nothing, such as a full disk: `cli::output` says so instead.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod admin;
 pub mod bench;

@@ -22,6 +22,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use ringwire_proto::identity::{PublicKey, SecretKey};
+use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -134,6 +135,16 @@ pub enum StateError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The operating system refused a key file.
+    #[error("cannot {action} {path}: {source}; grant this user access there, or name another file")]
+    KeyIo {
+        /// What was tried.
+        action: &'static str,
+        /// The key file.
+        path: PathBuf,
+        /// The answer.
+        source: io::Error,
+    },
     /// The operating system refused.
     #[error(
         "cannot {action} {path}: {source}; make room or grant access there, or name another directory with: --state DIR"
@@ -199,6 +210,34 @@ impl State {
     /// Makes the directory if it is absent (mode 700) and checks that it is ours: owner, mode, version.
     pub fn prepare(&self) -> Result<(), StateError> {
         self.create_directory()?;
+        if self.check()? {
+            return Ok(());
+        }
+        self.replace(&self.directory.join("version"), format!("{VERSION}\n").as_bytes())
+    }
+
+    /// Whether a server could use the directory. Changes nothing. Returns the key it would have; none when it would make one
+    /// at its first start.
+    pub fn look(&self) -> Result<Option<PublicKey>, StateError> {
+        // Where there is no directory yet, one has to be made in the nearest that exists.
+        let place = self.directory.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
+        let action = if place == self.directory {
+            self.check()?;
+            "write in"
+        } else {
+            "create a directory in"
+        };
+        rustix::fs::access(place, Access::WRITE_OK | Access::EXEC_OK)
+            .map_err(|error| io_error(action, place)(error.into()))?;
+        match key_file::read(&self.key_path()) {
+            Ok(key) => Ok(Some(key.public_key())),
+            Err(StateError::KeyAbsent { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Checks that the directory is ours: owner, mode, version. False: it has no version yet.
+    fn check(&self) -> Result<bool, StateError> {
         let path = self.directory.clone();
         let metadata = fs::metadata(&path).map_err(io_error("look at", &path))?;
         let user = rustix::process::geteuid().as_raw();
@@ -212,12 +251,10 @@ impl State {
         match fs::read_to_string(&path) {
             Ok(text) => match text.trim().parse() {
                 Ok(found) if found > VERSION => Err(StateError::Newer { path, found }),
-                Ok(_) => Ok(()),
+                Ok(_) => Ok(true),
                 Err(_) => Err(StateError::VersionMalformed { path }),
             },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.replace(&path, format!("{VERSION}\n").as_bytes())
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(StateError::Io { action: "read", path, source }),
         }
     }

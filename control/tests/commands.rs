@@ -546,7 +546,7 @@ fn mistakes_are_told_with_their_cure() {
         (&["dmsg", "curl", "http://example.com"], 2, "dmsg://PUBLICKEY"),
         (&["dmsg", "dial", &key], 2, "found no port"),
         (&["dmsg", "serve"], 2, "--dir"),
-        (&["dmsg", "serve", "--dir", "/nonexistent"], 1, "not a directory"),
+        (&["dmsg", "serve", "--dir", "/nonexistent"], 1, "name a directory"),
         (&["dmsg", "listen", "9", "--key-file", "/nonexistent"], 1, "ringwire keys generate"),
     ];
     for (words, code, cure) in cases {

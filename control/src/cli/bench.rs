@@ -1,6 +1,6 @@
 //! `ringwire bench bridge`: how fast a server is, measured with bytes that are checked.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::HybridChoice;
+use super::output::{print_json, print_text};
 use crate::bench::{self, Mode, Options, Progress};
 use crate::discovery::DiscoveryClient;
 use crate::dmsg::ServerAddress;
@@ -140,11 +141,10 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
         report
     })?;
-    let mut out = std::io::stdout().lock();
     if json {
-        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+        print_json(&report)?;
     } else {
-        write!(out, "{report}")?;
+        print_text(&report.to_string())?;
     }
     Ok(if report.verified { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -5,20 +5,26 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::output::{print_json, print_text};
 use crate::config::{File, SETTINGS};
+use crate::state::State;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ringwire check --config /etc/ringwire.toml     is it right? Nothing is started
   ringwire check --config config.json            a Go server's file is read as it is
+  ringwire check --config config.json --state /var/lib/ringwire     and could a server use that directory?
   ringwire check --settings                      every setting, its values and its default
   ringwire check --settings --json               the same for programs
 
 Exit codes: 0 right, 1 wrong; the message names file, line and column.")]
 pub(super) struct Arguments {
     /// Configuration to check
-    #[arg(long, value_name = "FILE", required_unless_present = "settings")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["settings", "state"])]
     config: Option<PathBuf>,
+    /// State directory to check as well; nothing in it is changed
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
     /// List every setting
     #[arg(long)]
     settings: bool,
@@ -31,34 +37,52 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.settings {
         list(arguments.json)?;
     }
-    if let Some(path) = &arguments.config {
-        let file = File::read(path)?;
-        let named = named(&file);
-        if arguments.json {
-            let settings: serde_json::Map<_, _> =
-                named.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
-            println!("{}", serde_json::json!({ "good": true, "settings": settings }));
-        } else {
-            println!("{} is right. It names:", path.display());
-            for (name, value) in named {
-                println!("  {name:<18} {value}");
-            }
+    let named = arguments.config.as_deref().map(File::read).transpose()?.map(|file| named(&file));
+    let standing = match &arguments.state {
+        Some(directory) => Some((directory, State::locate(Some(directory.clone()))?.look()?)),
+        None => None,
+    };
+    if arguments.json && (named.is_some() || standing.is_some()) {
+        let mut report = serde_json::Map::from_iter([("good".to_owned(), true.into())]);
+        if let Some(named) = named {
+            let settings = named.into_iter().map(|(name, value)| (name.to_owned(), value.into()));
+            report.insert("settings".to_owned(), serde_json::Value::Object(settings.collect()));
+        }
+        if let Some((directory, key)) = standing {
+            let key = key.map(|key| key.to_string());
+            let state = serde_json::json!({ "directory": directory, "public_key": key });
+            report.insert("state".to_owned(), state);
+        }
+        print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut text = String::new();
+    if let (Some(path), Some(named)) = (&arguments.config, named) {
+        text.push_str(&format!("{} is right. It names:\n", path.display()));
+        for (name, value) in named {
+            text.push_str(&format!("  {name:<18} {value}\n"));
         }
     }
+    if let Some((directory, key)) = standing {
+        let key =
+            key.map_or_else(|| "a key is made at the first start".to_owned(), |key| format!("key {key}"));
+        text.push_str(&format!("{} can be used: {key}\n", directory.display()));
+    }
+    print_text(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn list(json: bool) -> anyhow::Result<()> {
     if json {
-        println!("{}", serde_json::to_string(SETTINGS)?);
-        return Ok(());
+        return print_json(&SETTINGS);
     }
+    let mut text = String::new();
     for setting in SETTINGS {
         let live = if setting.live { ", changes live" } else { "" };
-        println!("{} = {}", setting.name, setting.values);
-        println!("    {} [default: {}{live}]", setting.help, setting.default);
+        text.push_str(&format!("{} = {}\n", setting.name, setting.values));
+        text.push_str(&format!("    {} [default: {}{live}]\n", setting.help, setting.default));
     }
-    Ok(())
+    print_text(&text)
 }
 
 /// What a file names, as text, in the order of [`SETTINGS`].

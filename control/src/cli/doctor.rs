@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
+use super::output::{print_json, print_text};
 use crate::config::{File, Url};
 use crate::doctor::{self, Finding, Level};
 use crate::state::{STATE_VARIABLE, State};
@@ -43,7 +44,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let file = arguments.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
     let mut findings = doctor::machine();
     findings.push(doctor::workers(file.workers.unwrap_or(1)));
-    findings.push(doctor::state(&State::locate(arguments.state)?));
+    findings.push(doctor::state(State::locate(arguments.state)));
     for &address in file.listen.as_deref().unwrap_or(&[LISTEN_DEFAULT]) {
         findings.push(doctor::listen(address));
     }
@@ -53,23 +54,25 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     }
     let good = findings.iter().all(|finding| finding.level < Level::Failure);
     if arguments.json {
-        println!("{}", serde_json::to_string(&Report { good, findings: &findings })?);
+        print_json(&Report { good, findings: &findings })?;
     } else {
-        show(&findings);
+        print_text(&text(&findings))?;
     }
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn show(findings: &[Finding]) {
+fn text(findings: &[Finding]) -> String {
+    let mut text = String::new();
     for finding in findings {
         let mark = match finding.level {
             Level::Good => "ok",
             Level::Warning => "warn",
             Level::Failure => "FAIL",
         };
-        println!("{mark:<5} {:<12} {}", finding.name, finding.found);
+        text.push_str(&format!("{mark:<5} {:<12} {}\n", finding.name, finding.found));
         if !finding.cure.is_empty() {
-            println!("{:<18} {}", "", finding.cure);
+            text.push_str(&format!("{:<18} {}\n", "", finding.cure));
         }
     }
+    text
 }

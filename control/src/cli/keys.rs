@@ -1,13 +1,14 @@
 //! `ringwire keys`: secret keys in files, and the public keys that belong to them.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use ringwire_proto::identity::SecretKey;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
+use super::output::{print_json, print_text};
 use crate::state::{STATE_VARIABLE, State, key_file};
 
 #[derive(Debug, Subcommand)]
@@ -82,17 +83,12 @@ fn print(key: &SecretKey, file: PathBuf, secret: bool, json: bool) -> anyhow::Re
     let hex = key.to_hex();
     let secret_key = secret.then_some(hex.as_str());
     let public_key = key.public_key().to_string();
-    let mut out = std::io::stdout().lock();
-    if json {
-        let report = Report { public_key, secret_key, file };
-        writeln!(out, "{}", serde_json::to_string(&report)?)?;
-        return Ok(ExitCode::SUCCESS);
-    }
     match secret_key {
-        None => writeln!(out, "{public_key}")?,
+        _ if json => print_json(&Report { public_key, secret_key, file })?,
+        None => print_text(&format!("{public_key}\n"))?,
         Some(secret_key) => {
-            writeln!(out, "public key  {public_key}")?;
-            writeln!(out, "secret key  {secret_key}")?;
+            let text = format!("public key  {public_key}\nsecret key  {secret_key}\n");
+            print_text(&Zeroizing::new(text))?;
         }
     }
     Ok(ExitCode::SUCCESS)

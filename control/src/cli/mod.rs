@@ -16,6 +16,7 @@ mod show;
 mod signals;
 mod systemd;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -157,7 +158,8 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             // Error texts of this program contain their causes, so the outermost is enough.
-            eprintln!("ringwire: {error}");
+            // Nor is anybody left to tell when the error output takes nothing.
+            writeln!(std::io::stderr(), "ringwire: {error}").ok();
             ExitCode::FAILURE
         }
     }

@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -59,12 +60,23 @@ pub(super) fn block_on<T>(work: impl Future<Output = Result<T, ClientError>>) ->
 }
 
 /// Prints text. A reader that went away, such as `head`, is no failure.
-fn print_text(text: &str) -> anyhow::Result<()> {
+pub(super) fn print_text(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(output_failed(error)),
         Ok(()) | Err(_) => Ok(()),
     }
+}
+
+/// What is said when the standard output takes nothing more.
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+pub(super) fn output_failed(error: std::io::Error) -> anyhow::Error {
+    anyhow!("cannot write to the standard output: {error}; make room there, or send it elsewhere")
+}
+
+/// Prints a value as one line of JSON.
+pub(super) fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print_text(&(serde_json::to_string(value)? + "\n"))
 }
 
 /// Rows of cells under headings, columns aligned; numbers to the right.

@@ -12,12 +12,12 @@ use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::identity::SecretKey;
 use zeroize::Zeroizing;
 
-use super::{StateError, io_error, private_file};
+use super::{StateError, private_file};
 
 /// Reads a key.
 ///
 /// # Errors
-/// [`StateError::KeyAbsent`], [`StateError::KeyExposed`], [`StateError::KeyMalformed`], [`StateError::Io`].
+/// [`StateError::KeyAbsent`], [`StateError::KeyExposed`], [`StateError::KeyMalformed`], [`StateError::KeyIo`].
 pub fn read(path: &Path) -> Result<SecretKey, StateError> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.mode() & 0o077 != 0 => {
@@ -27,9 +27,9 @@ pub fn read(path: &Path) -> Result<SecretKey, StateError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(StateError::KeyAbsent { path: path.to_owned() });
         }
-        Err(source) => return Err(io_error("look at", path)(source)),
+        Err(source) => return Err(refused("look at", path, source)),
     }
-    let text = fs::read(path).map(Zeroizing::new).map_err(io_error("read", path))?;
+    let text = fs::read(path).map(Zeroizing::new).map_err(|source| refused("read", path, source))?;
     std::str::from_utf8(&text)
         .ok()
         .and_then(|text| SecretKey::from_hex(text.trim()).ok())
@@ -39,7 +39,7 @@ pub fn read(path: &Path) -> Result<SecretKey, StateError> {
 /// Makes a key and writes it to a file that must not exist yet.
 ///
 /// # Errors
-/// [`StateError::KeyExists`], [`StateError::Io`].
+/// [`StateError::KeyExists`], [`StateError::KeyIo`].
 pub fn create(path: &Path) -> Result<SecretKey, StateError> {
     let key = SecretKey::generate(&mut OsEntropy);
     let mut text = Zeroizing::new(key.to_hex().to_string());
@@ -53,6 +53,10 @@ pub fn create(path: &Path) -> Result<SecretKey, StateError> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             Err(StateError::KeyExists { path: path.to_owned() })
         }
-        Err(source) => Err(io_error("write", path)(source)),
+        Err(source) => Err(refused("write", path, source)),
     }
+}
+
+fn refused(action: &'static str, path: &Path, source: io::Error) -> StateError {
+    StateError::KeyIo { action, path: path.to_owned(), source }
 }

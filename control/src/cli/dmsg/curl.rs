@@ -20,6 +20,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 use super::network::{Network, Target};
+use crate::cli::output::{output_failed, print_json, print_text};
 use crate::dmsg::Client;
 
 /// Redirections that are followed at most.
@@ -145,7 +146,8 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     })??;
     let failed = arguments.fail && status.as_u16() >= 400;
     if failed && !arguments.json {
-        eprintln!("ringwire: the answer is {status}");
+        // Nobody is left to tell when the error output takes nothing: the exit code says it too.
+        writeln!(std::io::stderr(), "ringwire: the answer is {status}").ok();
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
@@ -221,14 +223,17 @@ async fn show(
             text.push_str(&format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes())));
         }
         text.push_str("\r\n");
-        std::io::stdout().write_all(text.as_bytes())?;
+        print_text(&text)?;
     }
+    let path = arguments.output.as_deref().unwrap_or(Path::new(""));
+    let file_failed = |error: std::io::Error| {
+        anyhow!(
+            "cannot write {}: {error}; make room or grant access there, or name another file",
+            path.display()
+        )
+    };
     let mut file = match &arguments.output {
-        Some(path) => Some(
-            tokio::fs::File::create(path)
-                .await
-                .map_err(|error| anyhow!("cannot write {}: {error}", path.display()))?,
-        ),
+        Some(path) => Some(tokio::fs::File::create(path).await.map_err(file_failed)?),
         None => None,
     };
     let mut kept = Vec::new();
@@ -238,7 +243,7 @@ async fn show(
         let Ok(piece) = frame.into_data() else { continue };
         body_bytes += piece.len() as u64;
         match &mut file {
-            Some(file) => file.write_all(&piece).await?,
+            Some(file) => file.write_all(&piece).await.map_err(file_failed)?,
             None if arguments.json => {
                 if kept.len() + piece.len() > JSON_BODY_BYTES_MAX {
                     bail!(
@@ -247,14 +252,14 @@ async fn show(
                 }
                 kept.extend_from_slice(&piece);
             }
-            None => std::io::stdout().write_all(&piece)?,
+            None => std::io::stdout().write_all(&piece).map_err(output_failed)?,
         }
     }
     if let Some(file) = &mut file {
-        file.flush().await?;
+        file.flush().await.map_err(file_failed)?;
     }
     if !arguments.json {
-        std::io::stdout().flush()?;
+        std::io::stdout().flush().map_err(output_failed)?;
         return Ok(());
     }
     let mut headers: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -278,8 +283,7 @@ async fn show(
         body_hex: hex,
         file: arguments.output.as_deref(),
     };
-    writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
-    Ok(())
+    print_json(&report)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -81,9 +81,13 @@ struct Ready {
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let router = match (&arguments.dir, arguments.to) {
         (Some(directory), _) => {
-            if !directory.is_dir() {
-                bail!("{} is not a directory", directory.display());
-            }
+            // Told now, and not at the first request.
+            std::fs::read_dir(directory).map_err(|error| {
+                anyhow!(
+                    "cannot read {}: {error}; name a directory that this user may read",
+                    directory.display()
+                )
+            })?;
             let files = ServeDir::new(directory);
             Router::new().route_service("/", files.clone()).route_service("/{*path}", files)
         }

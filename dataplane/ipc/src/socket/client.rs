@@ -39,7 +39,7 @@ pub enum ClientError {
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     /// The data plane refused.
-    #[error("{reason}. {cure}")]
+    #[error("{}. {cure}", reason.trim_end_matches('.'))]
     Refused {
         /// Which kind of refusal.
         refusal: Refusal,
