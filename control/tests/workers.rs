@@ -169,3 +169,31 @@ fn there_is_a_bound_of_workers() {
         assert_eq!(output.status.code(), Some(2), "{output:?}");
     }
 }
+
+/// Cores that the threads of a process with this name may run on, as the kernel lists them.
+fn cores_of(process: u32, thread: &str) -> Vec<String> {
+    let line = |text: &str, name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().to_owned()
+    };
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let tasks = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).ok());
+    tasks.filter(|text| line(text, "Name:") == thread).map(|text| line(&text, "Cpus_allowed_list:")).collect()
+}
+
+#[test]
+fn workers_are_kept_on_the_cores_that_were_named() {
+    let ours = rustix::thread::sched_getaffinity(None).unwrap();
+    let core = (0..1024).find(|core| ours.is_set(*core)).unwrap().to_string();
+    let directory = tempfile::tempdir().unwrap();
+    let planes = Planes::start(directory.path(), &["--first-core", &core]);
+    assert_eq!(cores_of(planes.dataplane_pid, "worker-0"), [core]);
+    drop(planes);
+
+    // Not even with one worker is there such a core.
+    let directory = tempfile::tempdir().unwrap();
+    let output = ringwire(directory.path()).args(["run", "--first-core", "1023"]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("first_core is `1023`") && text.contains("may run on"), "{text}");
+}

@@ -59,6 +59,9 @@ pub(super) struct Arguments {
     /// Threads that forward, 1 to 64; more than one for a machine whose one core is full, see OPERATIONS.md [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
+    /// Keep the first of them on this core, and the others on those behind it [default: wherever the kernel puts them]
+    #[arg(long, value_name = "CORE")]
+    first_core: Option<u16>,
     /// The post-quantum part of session handshakes [default: offer]
     #[arg(long, value_enum)]
     hybrid: Option<HybridChoice>,
@@ -224,6 +227,7 @@ impl Arguments {
             listen: (!self.listen.is_empty()).then(|| self.listen.clone()),
             driver: self.driver.map(Into::into),
             workers: self.workers,
+            first_core: self.first_core,
             hybrid: self.hybrid.map(Into::into),
             orphan_limit_ms: self
                 .orphan_limit
@@ -241,6 +245,7 @@ impl Arguments {
             listen: file.listen.clone(),
             driver: file.driver.map(|driver| driver.name().to_owned()),
             workers: file.workers,
+            first_core: file.first_core,
             orphan_limit_ms: file.orphan_limit_ms,
             buffer_memory: file.buffer_memory,
             hybrid: file.hybrid.map(|hybrid| hybrid.name().to_owned()),

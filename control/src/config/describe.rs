@@ -81,6 +81,13 @@ pub const SETTINGS: &[SettingHelp] = &[
         help: "Threads that forward; each has sessions of its own, and clients reach each other across them.",
     },
     SettingHelp {
+        name: "first_core",
+        values: "0 to 1023",
+        default: "wherever the kernel puts them",
+        live: false,
+        help: "Keep the first worker on this core and the others on those behind it.",
+    },
+    SettingHelp {
         name: "hybrid",
         values: "off, offer or require",
         default: "offer",

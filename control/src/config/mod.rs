@@ -46,6 +46,8 @@ pub struct File {
     pub driver: Option<Driver>,
     /// Threads that forward.
     pub workers: Option<u16>,
+    /// Core that the first of them is kept on; the others follow on those behind it.
+    pub first_core: Option<u16>,
     /// The post-quantum part of session handshakes.
     pub hybrid: Option<HybridSetting>,
     /// Longest wait for company, in microseconds; 0: never.
@@ -189,6 +191,7 @@ impl File {
             update_interval_s: over.update_interval_s.or(self.update_interval_s),
             driver: over.driver.or(self.driver),
             workers: over.workers.or(self.workers),
+            first_core: over.first_core.or(self.first_core),
             hybrid: over.hybrid.or(self.hybrid),
             company_us: over.company_us.or(self.company_us),
             pause_us: over.pause_us.or(self.pause_us),
@@ -300,6 +303,7 @@ mod tests {
             update_interval_s = 30
             driver = "poll"
             workers = 2
+            first_core = 4
             hybrid = "require"
             company_us = 50
             pause_us = 60
@@ -318,7 +322,7 @@ mod tests {
         assert_eq!(file.discovery.unwrap()[0].to_string(), "http://dmsgd.example.org");
         assert_eq!(file.http_listen.unwrap().port(), 8082);
         assert_eq!((file.max_sessions, file.update_interval_s), (Some(5000), Some(30)));
-        assert_eq!((file.driver, file.workers), (Some(Driver::Poll), Some(2)));
+        assert_eq!((file.driver, file.workers, file.first_core), (Some(Driver::Poll), Some(2), Some(4)));
         assert_eq!((file.hybrid, file.company_us), (Some(HybridSetting::Require), Some(50)));
         assert_eq!(file.pause_us, Some(60));
         assert_eq!((file.buffer_memory, file.orphan_limit_ms), (Some(1 << 30), Some(60_000)));

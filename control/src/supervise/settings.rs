@@ -28,6 +28,9 @@ pub struct Settings {
     /// Threads that forward.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<u16>,
+    /// Core that the first of them is kept on; the others follow on those behind it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_core: Option<u16>,
     /// A data plane without control plane ends after this long, in milliseconds; 0: never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub orphan_limit_ms: Option<u64>,

@@ -22,6 +22,8 @@ pub struct Configuration {
     pub driver: String,
     /// Workers, one per core.
     pub workers: usize,
+    /// Core that the first of them is kept on; the others follow on those behind it. None: wherever the kernel puts them.
+    pub first_core: Option<usize>,
     /// The post-quantum part of handshakes: `off`, `offer` or `require`.
     pub hybrid: String,
     /// Longest wait for company, in microseconds; 0: never.
@@ -51,6 +53,7 @@ impl Default for Configuration {
         Self {
             driver: DriverChoice::Auto.to_string(),
             workers: 1,
+            first_core: None,
             hybrid: "offer".into(),
             company_us: crate::worker::Settings::default().company_us_max,
             pause_us: limits::PAUSE_US_MAX,
@@ -130,6 +133,16 @@ impl Configuration {
         if !(1..=limits::WORKERS_MAX).contains(&self.workers) {
             return Err(wrong("workers", &self.workers, "1 to 64, at most one for each core"));
         }
+        if let Some(first) = self.first_core
+            && !are_ours(first, self.workers)
+        {
+            return Err(wrong(
+                "first_core",
+                &first,
+                "a core that this process may run on (`taskset -p $$`), with one behind it for each further worker",
+            ));
+        }
+        config.core = self.first_core;
         config.company_us_max = self.company_us;
         config.pause_us_max = self.pause_us;
         config.workers = self.workers;
@@ -150,6 +163,13 @@ impl Configuration {
             .collect::<Result<_, _>>()?;
         Ok(config)
     }
+}
+
+/// Whether this process may run on so many cores from the first one on.
+fn are_ours(first: usize, count: usize) -> bool {
+    let Ok(ours) = rustix::thread::sched_getaffinity(None) else { return false };
+    let cores = first..first.saturating_add(count);
+    cores.end <= rustix::thread::CpuSet::MAX_CPU && cores.clone().all(|core| ours.is_set(core))
 }
 
 /// What `proxy_from` may hold.
@@ -186,6 +206,8 @@ mod tests {
             (Configuration { hybrid: "maybe".into(), ..default() }, "hybrid"),
             (Configuration { workers: 0, ..default() }, "workers"),
             (Configuration { workers: limits::WORKERS_MAX + 1, ..default() }, "workers"),
+            (Configuration { first_core: Some(1 << 20), ..default() }, "first_core"),
+            (Configuration { first_core: Some(usize::MAX), ..default() }, "first_core"),
             (Configuration { handshake_threads: 1000, ..default() }, "handshake_threads"),
             (Configuration { half_open_max: 0, ..default() }, "half_open_max"),
             (Configuration { proxy_from: vec!["10.0.0.0/40".into()], ..default() }, "proxy_from"),
