@@ -25,6 +25,8 @@ const STEP_NS: u64 = 256 * 1024;
 const GATHERED_LEN: u64 = 32 * 1024;
 /// Bytes that the longest pause must be expected to gather: two of a Go client's frames.
 const GATHERED_LEN_MIN: u64 = 8 * 1024;
+/// Sessions paused at a time that there is room for without growing.
+const PAUSED_LEN: usize = 256;
 
 /// What a session's last receives were like. See the module's head.
 #[derive(Debug, Clone, Copy, Default)]
@@ -63,7 +65,8 @@ impl Coalescer {
             busy: false,
             window_start: 0,
             window_frames: 0,
-            paused: BinaryHeap::new(),
+            // Room from the start: the first pause may come at any time, and steady forwarding allocates nothing.
+            paused: BinaryHeap::with_capacity(PAUSED_LEN),
         }
     }
 
