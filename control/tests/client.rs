@@ -142,6 +142,8 @@ async fn sessions_move_when_a_server_dies_and_dials_work_again() {
         directory.forget(&one.public_key());
         one.stop().unwrap();
         assert!(stream.read_u8().await.is_err(), "a stream ends with its server");
+        // Who dials before the other side is there leaves the route alone for 30 s.
+        eventually("both are at the new server", || counts(&two, Counter::SessionsOpened) == 2).await;
         let mut stream = reach(&dialler, to(&destination, 80)).await;
         prove(&mut stream, &mut listener).await;
         assert_eq!(servers_of(&dialler), [two.public_key()]);
@@ -409,7 +411,7 @@ async fn a_frozen_link_is_noticed_by_the_keepalive_and_made_anew() {
         let third = ready(config(Arc::new(KnownServers::new(vec![address(&server)])))).await;
         proxy.freeze();
         eventually("a second connection", || proxy.accepted() == 2).await;
-        // Before that nobody is there, and who found so leaves the route alone for 30 s.
+        // Who dials before it is there leaves the route alone for 30 s.
         eventually("a session in the frozen one's place", || {
             counts(&server, Counter::SessionsDisplaced) == 1
         })
