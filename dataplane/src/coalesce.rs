@@ -25,6 +25,9 @@ const STEP_NS: u64 = 256 * 1024;
 const GATHERED_LEN: u64 = 32 * 1024;
 /// Bytes that the longest pause must be expected to gather: two of a Go client's frames.
 const GATHERED_LEN_MIN: u64 = 8 * 1024;
+/// After so many pauses in a row a session is asked at once, so that its rate is seen without them: a peer that fills the kernel's
+/// buffer and waits for room looks as slow as its pauses make it, and would stay so.
+const PAUSES_IN_A_ROW_MAX: u8 = 8;
 /// Sessions paused at a time that there is room for without growing.
 const PAUSED_LEN: usize = 256;
 
@@ -33,6 +36,8 @@ const PAUSED_LEN: usize = 256;
 pub(crate) struct Pace {
     received_at: Nanos,
     interactive_at: Nanos,
+    /// Pauses one after the other.
+    pauses: u8,
 }
 
 /// What one receive brought.
@@ -91,6 +96,12 @@ impl Coalescer {
 
     /// A session's receive brought this: the time until which nothing is asked of it, or `None`: ask at once.
     pub(crate) fn pause(&self, pace: &mut Pace, now: Nanos, receipt: Receipt) -> Option<Nanos> {
+        let until = self.pause_by_rate(pace, now, receipt).filter(|_| pace.pauses < PAUSES_IN_A_ROW_MAX);
+        pace.pauses = if until.is_some() { pace.pauses + 1 } else { 0 };
+        until
+    }
+
+    fn pause_by_rate(&self, pace: &mut Pace, now: Nanos, receipt: Receipt) -> Option<Nanos> {
         let gap = now.saturating_sub(pace.received_at).max(1);
         pace.received_at = now;
         if receipt.interactive {
@@ -151,7 +162,7 @@ mod tests {
 
     /// How long a session is left alone that has brought this every `gap`.
     fn pause(coalescer: &Coalescer, gap: Nanos, receipt: Receipt) -> Option<Nanos> {
-        let mut pace = Pace { received_at: START - gap, interactive_at: 0 };
+        let mut pace = Pace { received_at: START - gap, ..Pace::default() };
         let until = coalescer.pause(&mut pace, START, receipt)?;
         assert_eq!(until % STEP_NS, 0, "with others");
         Some(until.saturating_sub(START))
@@ -186,13 +197,28 @@ mod tests {
     #[test]
     fn who_waits_for_an_answer_gets_it() {
         let busy = after(130_000);
-        let mut pace = Pace { received_at: START - MS / 2, interactive_at: 0 };
+        let mut pace = Pace { received_at: START - MS / 2, ..Pace::default() };
         let ping = Receipt { interactive: true, ..frames(2, 2000) };
         assert_eq!(busy.pause(&mut pace, START, ping), None);
         let later = |ms| START + ms * MS;
         assert_eq!(busy.pause(&mut pace, later(1), frames(2, 4108)), None, "more of it may come");
         assert_eq!(busy.pause(&mut pace, later(49), frames(90, 4108)), None);
         assert!(busy.pause(&mut pace, later(51), frames(4, 4108)).is_some(), "nothing came");
+    }
+
+    #[test]
+    fn a_peer_that_waits_for_room_is_not_kept_slow_by_its_own_pauses() {
+        let busy = after(130_000);
+        let mut pace = Pace { received_at: START - 2 * MS, ..Pace::default() };
+        let (mut now, mut pauses) = (START, 0);
+        // It fills 24 KB of the kernel's buffer in no time, once it is held up for long; what it could send nobody sees.
+        while let Some(until) = busy.pause(&mut pace, now, frames(6, 4108)) {
+            (now, pauses) = (until, pauses + 1);
+        }
+        assert_eq!(pauses, PAUSES_IN_A_ROW_MAX, "then it is asked at once");
+        assert_eq!(busy.pause(&mut pace, now + 50_000, frames(6, 4108)), None, "and shows how fast it is");
+        // A slow one is left alone again.
+        assert!(busy.pause(&mut pace, now + MS, frames(1, 4108)).is_some());
     }
 
     #[test]
