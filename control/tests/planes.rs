@@ -523,6 +523,18 @@ async fn what_goes_on_is_shown_to_people_and_programs() {
 }
 
 #[test]
+fn signals_of_one_act_end_both_planes() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut planes = Planes::start(directory.path(), &[]);
+    // As `timeout` does it, and a terminal with its shell.
+    for signal in [Signal::TERM, Signal::INT, Signal::TERM] {
+        planes.signal(signal);
+    }
+    assert_eq!(planes.exit_code(), Some(0));
+    until("the data plane is gone", || !is_alive(planes.dataplane_pid));
+}
+
+#[test]
 fn the_admin_socket_is_its_owners_alone() {
     let directory = tempfile::tempdir().unwrap();
     let _planes = Planes::start(directory.path(), &[]);

@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::HybridChoice;
 use super::output::{print_json, print_text};
+use super::runtime::runtime;
 use crate::bench::{self, Mode, Options, Progress};
 use crate::discovery::DiscoveryClient;
 use crate::dmsg::ServerAddress;
@@ -130,7 +131,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     let Command::Bridge(arguments) = command;
     let json = arguments.json;
     let options = arguments.options()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime(None)?;
     let report = runtime.block_on(async {
         let progress = Arc::new(Progress::default());
         let bar = show(&options, &progress);

@@ -11,6 +11,7 @@ mod keys;
 mod operate;
 mod output;
 mod run;
+mod runtime;
 mod services;
 mod show;
 mod signals;
@@ -178,7 +179,8 @@ fn start_log(never_wait: bool, named: Option<String>) -> Option<WorkerGuard> {
         .with_ansi(ansi)
         // It would complain on the very output that is broken, and panic.
         .log_internal_errors(false);
-    if !never_wait {
+    // Without room for one more thread the data plane says so when it misses its workers' threads.
+    if !never_wait || runtime::try_threads(1).is_err() {
         log.with_writer(std::io::stderr).try_init().ok();
         return None;
     }

@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::{Args, ValueEnum};
@@ -15,6 +15,7 @@ use rustix::fs::Mode;
 use serde::Serialize;
 
 use super::HybridChoice;
+use super::runtime::runtime;
 use super::services::ServiceArguments;
 use super::signals::{Asked, Signals};
 use super::systemd::Systemd;
@@ -117,7 +118,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let state = State::locate(arguments.state.clone())?;
     state.prepare()?;
     let _lock = Lock::take(&state)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = runtime(Some(2))?;
     let code = runtime.block_on(serve(arguments, &state));
     // What still blocks has its own deadline, and nobody waits for it.
     runtime.shutdown_background();
@@ -202,9 +203,14 @@ fn begin(note: &Note<'_>, plane: &Plane, services: &Services, json: bool) -> any
     Ok(admin)
 }
 
+/// A signal so soon after the one that ends the server is the same act: `timeout` sends its own twice, and a terminal that is
+/// closed sends one besides its shell's. To obey it would leave the data plane alone.
+const SAME_ACT: Duration = Duration::from_secs(1);
+
 /// Ends the supervision in order; a second signal does not wait for that.
 async fn end_supervision(plane: &Plane, end: End, signals: &mut Signals) -> anyhow::Result<()> {
-    let again = async { while signals.next().await != Asked::End {} };
+    let began = Instant::now();
+    let again = async { while signals.next().await != Asked::End || began.elapsed() < SAME_ACT {} };
     tokio::select! {
         ended = plane.end(end) => ended.map_err(|error| anyhow!("{error}; look at: ringwire status")),
         () = again => Err(anyhow!("ended at the second signal; look at: ringwire status")),

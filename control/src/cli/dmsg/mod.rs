@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use super::runtime::runtime;
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Measure round trips to a server, or to a port of a client
@@ -28,7 +30,7 @@ pub(super) enum Command {
 }
 
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime(None)?;
     let result = runtime.block_on(async {
         match command {
             Command::Ping(arguments) => ping::run(arguments).await,
