@@ -32,6 +32,9 @@ pub const STATE_VARIABLE: &str = "RINGWIRE_STATE";
 /// Version of the directory's contents. Raised when an older program would misunderstand what a newer one left there.
 const VERSION: u32 = 1;
 
+/// Bytes that the name of a Unix socket may have (`sun_path`, with its end).
+const SOCKET_PATH_LEN_MAX: usize = 107;
+
 /// Why the state directory could not be used. Every text names the file and what to do about it.
 #[derive(Debug, Error)]
 pub enum StateError {
@@ -50,6 +53,14 @@ pub enum StateError {
         owner: u32,
         /// Who runs this process.
         user: u32,
+    },
+    /// Sockets in the directory would have names longer than the kernel takes.
+    #[error("{path} is {} bytes long, and sockets in it can be used up to {max}; name a shorter one with --state DIR", path.as_os_str().len())]
+    TooLong {
+        /// The directory.
+        path: PathBuf,
+        /// How long it may be.
+        max: usize,
     },
     /// Others could replace the files in the directory.
     #[error("{path} can be written by other users (mode {mode:03o}); run: chmod 700 {path}")]
@@ -209,6 +220,7 @@ impl State {
 
     /// Makes the directory if it is absent (mode 700) and checks that it is ours: owner, mode, version.
     pub fn prepare(&self) -> Result<(), StateError> {
+        self.check_length()?;
         self.create_directory()?;
         if self.check()? {
             return Ok(());
@@ -219,6 +231,7 @@ impl State {
     /// Whether a server could use the directory. Changes nothing. Returns the key it would have; none when it would make one
     /// at its first start.
     pub fn look(&self) -> Result<Option<PublicKey>, StateError> {
+        self.check_length()?;
         // Where there is no directory yet, one has to be made in the nearest that exists.
         let place = self.directory.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
         let action = if place == self.directory {
@@ -234,6 +247,15 @@ impl State {
             Err(StateError::KeyAbsent { .. }) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    fn check_length(&self) -> Result<(), StateError> {
+        let longer = self.dataplane_socket().as_os_str().len().saturating_sub(SOCKET_PATH_LEN_MAX);
+        if longer == 0 {
+            return Ok(());
+        }
+        let path = self.directory.clone();
+        Err(StateError::TooLong { max: path.as_os_str().len().saturating_sub(longer), path })
     }
 
     /// Checks that the directory is ours: owner, mode, version. False: it has no version yet.

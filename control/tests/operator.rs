@@ -136,6 +136,22 @@ fn a_port_that_is_taken_is_told_in_whole_sentences() {
 }
 
 #[test]
+fn a_state_directory_too_deep_for_sockets_is_told_before_anything_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = path(&directory, &"x".repeat(120));
+    for words in [&["run", "--state", &state][..], &["check", "--state", &state]] {
+        let output = run(words);
+        let text = errors(&output);
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {text}");
+        assert!(text.contains("shorter") && text.contains("up to 92"), "{words:?}: {text}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!Path::new(&state).exists());
+    }
+    let (level, found) = state_finding(&run(&["doctor", "--json", "--state", &state]));
+    assert!(level == "failure" && found.contains("shorter"), "{level} {found}");
+}
+
+#[test]
 fn files_that_cannot_be_had_are_told_with_what_helps() {
     let directory = tempfile::tempdir().unwrap();
     let absent = path(&directory, "absent/a.key");

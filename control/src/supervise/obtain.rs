@@ -123,7 +123,9 @@ pub enum ObtainError {
     #[error("the data plane passed shared memory that cannot be used: {0}; stop it with: ringwire stop")]
     Region(#[from] RegionError),
     /// The process cannot be started.
-    #[error("cannot start {program} as the data plane: {error}")]
+    #[error(
+        "cannot start {program} as the data plane: {error}; if a limit was reached, raise it (`ulimit -n`, `ulimit -u`)"
+    )]
     Spawn {
         /// The program.
         program: PathBuf,

@@ -94,7 +94,8 @@ struct Listener {
 impl PollDriver {
     /// Builds the driver and its buffer memory of `memory_len` bytes, with the listeners it shall accept from. Errors are the kernel's: memory or descriptors are used up.
     pub fn new(listeners: Vec<socket2::Socket>, memory_len: usize) -> Result<Self, DriverError> {
-        let pool = Pool::new(memory_len).map_err(call("mmap of buffer memory"))?;
+        let pool = Pool::new(memory_len)
+            .map_err(call("mmap of buffer memory (setting buffer_memory, limit `ulimit -v`)"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(call("epoll_create1"))?;
         let event = WakeEvent::new().map_err(call("eventfd"))?;
         let edge = epoll::EventFlags::IN | epoll::EventFlags::ET;

@@ -84,7 +84,8 @@ impl UringDriver {
     pub fn new(listeners: Vec<Socket>, memory_len: usize) -> Result<Self, DriverError> {
         let ring = probe::build()?;
         let features = probe::features(&ring);
-        let mut pool = Pool::new(memory_len).map_err(call("mmap of buffer memory"))?;
+        let mut pool = Pool::new(memory_len)
+            .map_err(call("mmap of buffer memory (setting buffer_memory, limit `ulimit -v`)"))?;
         let mut receive_ring = ReceiveRing::register(&ring).map_err(call("registering the buffer ring"))?;
         restrict(&ring).map_err(call("restricting the ring"))?;
         ring.submitter().register_enable_rings().map_err(call("enabling the ring"))?;

@@ -155,7 +155,7 @@ pub enum StartError {
     #[error(transparent)]
     Driver(#[from] DriverError),
     /// A thread cannot be made, or ended while starting.
-    #[error("a worker's thread did not start: {0}")]
+    #[error("a worker's thread did not start: {0}. Raise the limit of threads (`ulimit -u`)")]
     Thread(io::Error),
     /// The handshake lane cannot start.
     #[error(transparent)]
