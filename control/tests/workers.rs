@@ -196,4 +196,5 @@ fn workers_are_kept_on_the_cores_that_were_named() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("first_core is `1023`") && text.contains("may run on"), "{text}");
+    assert!(text.trim_end().ends_with("Nothing was started."), "{text}");
 }

@@ -140,7 +140,7 @@ impl State {
         let listeners = listeners.into_iter().map(Socket::from).collect();
         let config = configuration
             .server(secret_key, listen, listeners)
-            .map_err(|error| malformed(error.to_string()))?;
+            .map_err(|error| refused(Refusal::Malformed, error.to_string(), "Nothing was started."))?;
         let server = Server::start(config)
             .map_err(|error| refused(Refusal::StartFailed, error.to_string(), "Nothing was started."))?;
         let connections_max = server.connections_max();
