@@ -1,7 +1,7 @@
 //! What a seed decided beforehand: peers, bridges, faults. Plain data; [`crate::scenario`] draws it.
 
 use ringwire_netem::{Nanos, Side, StreamConfig};
-use ringwire_proto::smux;
+use ringwire_proto::{smux, yamux};
 
 /// Everything about a run.
 #[derive(Debug, Clone)]
@@ -185,6 +185,9 @@ impl Fault {
 
 /// A session must survive an interruption of this length: ping replies are due in 10 s.
 pub const SURVIVABLE_NS: Nanos = 5_000_000_000;
+
+/// The window of an smux client's stream (dmsg-wire 6).
+const SMUX_WINDOW_LEN: u64 = 65_536;
 
 /// One dial.
 #[derive(Debug, Clone)]
@@ -391,6 +394,14 @@ impl Plan {
         self.bridges.iter().filter(move |bridge| bridge.source == peer || bridge.destination == Some(peer))
     }
 
+    /// Bytes per second that one stream brings a peer at least: what its way lets through, or half a window in a round trip.
+    fn pace(&self, peer: usize) -> u64 {
+        let plan = &self.peers[peer];
+        let window = if plan.smux.is_some() { SMUX_WINDOW_LEN } else { u64::from(yamux::INITIAL_WINDOW) };
+        let round_ns = plan.up.line.delay_ns + plan.down.line.delay_ns + 10_000_000;
+        effective_rate(&plan.down).min(window / 2 * 1_000_000_000 / round_ns)
+    }
+
     /// For how long a byte of a bridge that must complete may be under way before somebody counts as starved.
     pub fn patience_ns(&self, bridge: &BridgePlan) -> Nanos {
         let ends = [Some(bridge.source), bridge.destination];
@@ -398,10 +409,18 @@ impl Plan {
         let mut peers: Vec<usize> = ends.into_iter().flatten().collect();
         for end in peers.clone() {
             if self.peers[end].smux == Some(smux::Version::V1) {
-                // Held up by whomever else it sends to.
+                // Held up by whomever else it sends to: by what its connection and the server hold, at the pace of the slowest.
+                let up = &self.peers[end].up;
+                let held =
+                    (up.send_buffer_len + up.receive_buffer_len) as u64 + 2 * u64::from(smux::INITIAL_WINDOW);
+                let mut pace = u64::MAX;
                 for other in self.bridges_of(end) {
-                    peers.extend([Some(other.source), other.destination].into_iter().flatten());
+                    for peer in [Some(other.source), other.destination].into_iter().flatten() {
+                        pace = pace.min(self.pace(peer));
+                        peers.push(peer);
+                    }
                 }
+                patience += 2 * held * 1_000_000_000 / pace;
             }
         }
         for peer in peers {

@@ -43,6 +43,17 @@ fn a_first_block_of_seeds_passes() {
 }
 
 #[test]
+fn seeds_that_found_something_once_pass() {
+    quiet_panics();
+    // Sessions of smux 1 behind a small window; a FIN behind bytes without credit; connections looked at in a moment in which
+    // they are rightly left unread.
+    for seed in [20_300, 31_650, 6820, 2484, 2590, 10_496, 10_795, 10_910] {
+        let report = run_seed(seed, false);
+        assert_eq!(report.failure, None, "replay with `cargo xtask sim --seeds 1 --from {seed} --trace`");
+    }
+}
+
+#[test]
 fn every_theme_and_every_kind_of_fault_is_drawn() {
     let plans: Vec<plan::Plan> = (0..500).map(scenario::draw).collect();
     let themes: HashSet<&str> = plans.iter().map(|plan| plan.theme).collect();
