@@ -9,12 +9,16 @@ use crate::relay::child::RelayChild;
 use anyhow::{Context, Result, bail};
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::identity::{Address, PublicKey, SecretKey};
+use socket2::SockRef;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
 
 /// Credit that a sink grants for each stream at the start, on top of the initial window.
 pub const SINK_CREDIT: u32 = 1 << 30;
 /// Connections tried for a place: that all of them come to the wrong one of two workers is as likely as 2^-64.
 const PLACE_TRIES_MAX: usize = 64;
+/// How long a relay may take to make the second half of a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
 /// Port on which sinks are dialled.
 const SINK_PORT: u16 = 80;
 /// Stands for "no window": a plain relay has only TCP's.
@@ -108,8 +112,10 @@ impl Link {
 
 fn connect_plain(relay: SocketAddr, sink: &TcpListener) -> Result<(TcpStream, TcpStream)> {
     let sender = TcpStream::connect(relay).context("the relay cannot be reached")?;
-    // One connection is under way at a time, so the next one accepted is its other end.
+    // One connection is under way at a time, so the next one accepted is its other end. A relay that ended never makes it.
+    SockRef::from(sink).set_read_timeout(Some(CONNECT_LIMIT))?;
     let (sink, _) = sink.accept().context("the relay did not connect to the sink")?;
+    sink.set_read_timeout(None)?;
     sender.set_nodelay(true)?;
     sink.set_nodelay(true)?;
     Ok((sender, sink))

@@ -20,11 +20,12 @@ use std::process::Command;
 /// Directories searched behind those of PATH, which for ordinary users often lacks them.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/usr/local/sbin"];
 
-/// One thread; no splicing, which has a reference of its own; timeouts far beyond any row, because without them it warns.
+/// One thread; no splicing, which has a reference of its own; more connections than any row has, and few enough for a usual limit of
+/// open files, without which it ends; timeouts far beyond any row, because without them it warns.
 const CONFIGURATION: &str = "\
 global
     nbthread 1
-    maxconn 4096
+    maxconn 256
 defaults
     mode tcp
     timeout connect 5s
