@@ -25,9 +25,10 @@ const STEP_NS: u64 = 256 * 1024;
 const GATHERED_LEN: u64 = 32 * 1024;
 /// Bytes that the longest pause must be expected to gather: two of a Go client's frames.
 const GATHERED_LEN_MIN: u64 = 8 * 1024;
-/// After so many pauses in a row a session is asked at once, so that its rate is seen without them: a peer that fills the kernel's
-/// buffer and waits for room looks as slow as its pauses make it, and would stay so.
-const PAUSES_IN_A_ROW_MAX: u8 = 8;
+/// After some pauses in a row a session is asked at once, so that its rate is seen without them: a peer that fills the kernel's
+/// buffer and waits for room looks as slow as its pauses make it, and would stay so. First after one, then after twice as many
+/// each time that it is as slow as it seemed, up to two to the power of this.
+const TRUST_MAX: u8 = 4;
 /// Sessions paused at a time that there is room for without growing.
 const PAUSED_LEN: usize = 256;
 
@@ -38,6 +39,8 @@ pub(crate) struct Pace {
     interactive_at: Nanos,
     /// Pauses one after the other.
     pauses: u8,
+    /// Two to the power of this may come in a row.
+    trust: u8,
 }
 
 /// What one receive brought.
@@ -96,9 +99,16 @@ impl Coalescer {
 
     /// A session's receive brought this: the time until which nothing is asked of it, or `None`: ask at once.
     pub(crate) fn pause(&self, pace: &mut Pace, now: Nanos, receipt: Receipt) -> Option<Nanos> {
-        let until = self.pause_by_rate(pace, now, receipt).filter(|_| pace.pauses < PAUSES_IN_A_ROW_MAX);
-        pace.pauses = if until.is_some() { pace.pauses + 1 } else { 0 };
-        until
+        let until = self.pause_by_rate(pace, now, receipt);
+        if until.is_none() {
+            (pace.pauses, pace.trust) = (0, 0);
+        } else if pace.pauses < 1 << pace.trust {
+            pace.pauses += 1;
+            return until;
+        } else {
+            (pace.pauses, pace.trust) = (0, TRUST_MAX.min(pace.trust + 1));
+        }
+        None
     }
 
     fn pause_by_rate(&self, pace: &mut Pace, now: Nanos, receipt: Receipt) -> Option<Nanos> {
@@ -210,15 +220,35 @@ mod tests {
     fn a_peer_that_waits_for_room_is_not_kept_slow_by_its_own_pauses() {
         let busy = after(130_000);
         let mut pace = Pace { received_at: START - 2 * MS, ..Pace::default() };
-        let (mut now, mut pauses) = (START, 0);
         // It fills 24 KB of the kernel's buffer in no time, once it is held up for long; what it could send nobody sees.
-        while let Some(until) = busy.pause(&mut pace, now, frames(6, 4108)) {
-            (now, pauses) = (until, pauses + 1);
+        let until = busy.pause(&mut pace, START, frames(6, 4108)).unwrap();
+        assert_eq!(busy.pause(&mut pace, until, frames(6, 4108)), None, "then it is asked at once");
+        assert_eq!(busy.pause(&mut pace, until + 50_000, frames(6, 4108)), None, "and shows how fast it is");
+    }
+
+    #[test]
+    fn a_peer_that_is_slow_by_itself_is_left_alone_more_and_more() {
+        let busy = after(130_000);
+        let (mut pace, mut now) = (Pace { received_at: START - MS / 2, ..Pace::default() }, START);
+        let mut rows = vec![0];
+        while rows.len() <= 6 {
+            // A frame every half millisecond.
+            let receipt = frames(((now - pace.received_at) / (MS / 2)).max(1) as usize, 4108);
+            match busy.pause(&mut pace, now, receipt) {
+                Some(until) => {
+                    now = until;
+                    *rows.last_mut().unwrap() += 1;
+                }
+                None => {
+                    now += MS / 2;
+                    rows.push(0);
+                }
+            }
         }
-        assert_eq!(pauses, PAUSES_IN_A_ROW_MAX, "then it is asked at once");
-        assert_eq!(busy.pause(&mut pace, now + 50_000, frames(6, 4108)), None, "and shows how fast it is");
-        // A slow one is left alone again.
-        assert!(busy.pause(&mut pace, now + MS, frames(1, 4108)).is_some());
+        assert_eq!(rows[..6], [1, 2, 4, 8, 16, 16]);
+        let fast = pace.received_at + 20_000;
+        assert_eq!(busy.pause(&mut pace, fast, frames(1, 4108)), None, "it became fast");
+        assert_eq!((pace.pauses, pace.trust), (0, 0), "that begins anew");
     }
 
     #[test]
