@@ -4,8 +4,10 @@
 //! [short wait](crate::wait) of the whole worker puts many frames into one receive; where many connections share the load, each
 //! has a frame only every few hundred microseconds, and no wait that everybody can bear gathers two of them. So it is
 //! the connection that waits: when small frames keep a worker busy, a session that just brought some and will bring more is asked
-//! again only after a pause that fits its rate. What arrives meanwhile wakes nobody and is taken in one receive. All other
-//! sessions are served as ever, and so is one of these on which somebody seems to wait for an answer.
+//! again only after a pause that fits its rate. What arrives meanwhile wakes nobody (under io_uring; a readiness loop is told, and
+//! spares the receive and the send alone) and is taken in one receive. All other sessions are served as ever, and so is one of these
+//! for which somebody seems to wait: one that was sent payload a moment ago, or brought something small by itself. That leaves
+//! the sessions that only send.
 //!
 //! In: what each receive brought, and the time. Out: until when the session is left alone. Used by the worker.
 
@@ -15,7 +17,7 @@ use std::collections::BinaryHeap;
 use crate::driver::Nanos;
 use crate::limits;
 use crate::slab::Key;
-use crate::wait::FRAME_LEN_SMALL;
+use crate::wait::{Brought, FRAME_LEN_SMALL};
 
 /// Over which time the load is judged, in nanoseconds: several of the longest pauses.
 const WINDOW_NS: u64 = 8_000_000;
@@ -36,17 +38,28 @@ const PAUSED_LEN: usize = 256;
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Pace {
     received_at: Nanos,
-    interactive_at: Nanos,
+    /// When it last looked as if somebody waited for what the session brings: it brought something small by itself, or was sent
+    /// payload, to which that may be the answer.
+    awaited_at: Nanos,
     /// Pauses one after the other.
     pauses: u8,
     /// Two to the power of this may come in a row.
     trust: u8,
 }
 
+impl Pace {
+    /// The session was sent payload.
+    pub(crate) fn note_sent(&mut self, now: Nanos) {
+        self.awaited_at = now;
+    }
+}
+
 /// What one receive brought.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Receipt {
     pub(crate) len: usize,
+    /// It left something behind: the session is faster than this shows.
+    pub(crate) more: bool,
     /// Data frames that began in it.
     pub(crate) frames: usize,
     /// Somebody may be waiting for an answer to something in it.
@@ -83,9 +96,11 @@ impl Coalescer {
         self.pause_ns_max = u64::from(pause_us_max) * 1000;
     }
 
-    /// Once a turn: so many small frames began in what it brought.
-    pub(crate) fn observe(&mut self, now: Nanos, frames: usize) {
-        self.window_frames += frames as u64;
+    /// Once a turn, with what it brought.
+    pub(crate) fn observe(&mut self, now: Nanos, brought: Brought) {
+        if brought.len <= brought.frames * FRAME_LEN_SMALL {
+            self.window_frames += brought.frames as u64;
+        }
         let elapsed = now.saturating_sub(self.window_start);
         if elapsed < WINDOW_NS {
             return;
@@ -115,10 +130,15 @@ impl Coalescer {
         let gap = now.saturating_sub(pace.received_at).max(1);
         pace.received_at = now;
         if receipt.interactive {
-            pace.interactive_at = now;
+            pace.awaited_at = now;
         }
-        let is_awaited = now.saturating_sub(pace.interactive_at) < limits::ATTENTIVE_NS;
-        if !self.busy || is_awaited || receipt.frames == 0 || receipt.len / receipt.frames > FRAME_LEN_SMALL {
+        let is_awaited = now.saturating_sub(pace.awaited_at) < limits::ATTENTIVE_NS;
+        if !self.busy
+            || is_awaited
+            || receipt.more
+            || receipt.frames == 0
+            || receipt.len / receipt.frames > FRAME_LEN_SMALL
+        {
             return None;
         }
         let len = receipt.len as u64;
@@ -161,13 +181,17 @@ mod tests {
     fn after(frames_per_second: u64) -> Coalescer {
         let mut coalescer = Coalescer::new(2000, 80_000);
         for at in 1..100 {
-            coalescer.observe(START - 100 * MS + at * MS, (frames_per_second / 1000) as usize);
+            coalescer.observe(START - 100 * MS + at * MS, small(frames_per_second / 1000));
         }
         coalescer
     }
 
+    fn small(frames: u64) -> Brought {
+        Brought { len: frames as usize * 4108, frames: frames as usize, ..Brought::default() }
+    }
+
     fn frames(frames: usize, frame_len: usize) -> Receipt {
-        Receipt { len: frames * frame_len, frames, interactive: false }
+        Receipt { len: frames * frame_len, more: false, frames, interactive: false }
     }
 
     /// How long a session is left alone that has brought this every `gap`.
@@ -198,7 +222,9 @@ mod tests {
         let busy = after(130_000);
         assert_eq!(pause(&busy, MS / 2, frames(1, 65_548)), None, "large frames are cheap");
         assert_eq!(pause(&busy, MS / 2, frames(0, 0)), None);
-        assert_eq!(pause(&busy, MS / 2, Receipt { len: 12_000, frames: 0, interactive: false }), None);
+        assert_eq!(pause(&busy, MS / 2, Receipt { len: 12_000, ..frames(0, 0) }), None);
+        let truncated = Receipt { more: true, ..frames(4, 4096) };
+        assert_eq!(pause(&busy, MS / 4, truncated), None, "a receive of one page says nothing of the rate");
         let mut never = busy;
         never.set_pause_us_max(0);
         assert_eq!(pause(&never, MS / 2, frames(1, 4108)), None, "switched off");
@@ -214,6 +240,9 @@ mod tests {
         assert_eq!(busy.pause(&mut pace, later(1), frames(2, 4108)), None, "more of it may come");
         assert_eq!(busy.pause(&mut pace, later(49), frames(90, 4108)), None);
         assert!(busy.pause(&mut pace, later(51), frames(4, 4108)).is_some(), "nothing came");
+        pace.note_sent(later(52));
+        assert_eq!(busy.pause(&mut pace, later(53), frames(4, 4108)), None, "it may be the answer to that");
+        assert!(busy.pause(&mut pace, later(103), frames(90, 4108)).is_some(), "it only sends");
     }
 
     #[test]
@@ -257,7 +286,7 @@ mod tests {
         assert!(!coalescer.busy);
         let mut feed = |frames_per_second: u64| {
             for _ in 0..20 {
-                coalescer.observe(coalescer.window_start + WINDOW_NS, (frames_per_second / 125) as usize);
+                coalescer.observe(coalescer.window_start + WINDOW_NS, small(frames_per_second / 125));
             }
             coalescer.busy
         };

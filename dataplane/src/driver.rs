@@ -110,6 +110,8 @@ pub enum Completion {
         first: usize,
         /// How many spans.
         count: usize,
+        /// The connection has more to receive already.
+        more: bool,
     },
     /// A receive ended without bytes.
     ReceiveEnded {

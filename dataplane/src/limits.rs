@@ -50,6 +50,9 @@ pub const ATTENTIVE_NS: u64 = 50_000_000;
 /// Longest time for which receiving from one busy session of many is put off, in microseconds.
 pub const PAUSE_US_MAX: u32 = 2000;
 
+/// The longest wait for company and the longest pause that can be set, in microseconds: beyond it people would notice.
+pub const WAIT_US_MAX: u32 = 10_000;
+
 /// Small frames a second from which on that is done: at some 6 us each they are half a core's work.
 pub const BUSY_FRAMES_PER_SECOND: u64 = 80_000;
 

@@ -296,7 +296,7 @@ impl<D: Driver> Worker<D> {
         self.handle(batch);
         self.take_findings();
         let now = self.driver.now();
-        self.coalescer.observe(now, self.brought.frames);
+        self.coalescer.observe(now, self.brought);
         self.wait.observe(now, std::mem::take(&mut self.brought));
         self.expire();
         self.read_letters();
@@ -317,8 +317,8 @@ impl<D: Driver> Worker<D> {
             match completion {
                 Completion::Accepted { socket, peer, .. } => self.begin_session(socket, peer),
                 Completion::AcceptFailed { listener, error } => self.accept_failed(listener, error),
-                Completion::Received { socket, first, count } => {
-                    self.receive(socket, &batch.spans[first..first + count]);
+                Completion::Received { socket, first, count, more } => {
+                    self.receive(socket, &batch.spans[first..first + count], more);
                 }
                 Completion::ReceiveEnded { socket, reason } => self.receive_ended(socket, reason),
                 Completion::Sent { socket, gather, outcome } => self.sent(socket, gather, outcome),

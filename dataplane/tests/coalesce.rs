@@ -17,9 +17,11 @@ fn trickle(a: &mut Peer, b: &mut Peer, (on_a, on_b): (u32, u32), mut enough: imp
     let mut sent = 0;
     while !enough(sent) {
         assert!(Instant::now() < deadline, "in vain: {sent} frames");
-        let bytes = pattern(7, 4096 * sent, 4096);
-        a.write(on_a, &bytes);
-        sent += 1;
+        // Two by two, so that a machine whose sleeps are long has more than one in a millisecond, too.
+        for _ in 0..2 {
+            a.write(on_a, &pattern(7, 4096 * sent, 4096));
+            sent += 1;
+        }
         std::thread::sleep(Duration::from_micros(200));
         if sent % 16 == 0 {
             // Credit comes back.
@@ -28,10 +30,10 @@ fn trickle(a: &mut Peer, b: &mut Peer, (on_a, on_b): (u32, u32), mut enough: imp
         // Some of them are under way at any time.
         if sent >= 8 {
             let at = 4096 * (sent - 8);
-            assert!(b.read_exact(on_b, 4096) == pattern(7, at, 4096), "frame {}", sent - 8);
+            assert!(b.read_exact(on_b, 8192) == pattern(7, at, 8192), "frame {}", sent - 8);
         }
     }
-    let rest = sent.min(7);
+    let rest = sent.min(6);
     let at = 4096 * (sent - rest);
     assert!(b.read_exact(on_b, 4096 * rest) == pattern(7, at, 4096 * rest), "the last of {sent}");
 }

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use ringwire_dataplane::counters::Counter;
+use ringwire_dataplane::limits::WAIT_US_MAX;
 use ringwire_ipc::message::{HybridPolicy, Order, PeerKey, Reason, Setting};
 use ringwire_proto::identity::PublicKey;
 use tokio::net::{UnixListener, UnixStream};
@@ -26,9 +27,6 @@ use crate::registration::Standing;
 use crate::state::{State, StateError};
 use crate::supervise::mirror::{AskError, Outcome};
 use crate::supervise::{End, EndError, Plane, monotonic_ns};
-
-/// Longest wait and longest pause that can be set, in microseconds: beyond it people would notice.
-const WAIT_US_MAX: u32 = 10_000;
 
 /// Longest drain that can be asked for, in seconds: a month.
 const DRAIN_S_MAX: f64 = 30.0 * 86_400.0;

@@ -58,7 +58,7 @@ pub(super) struct StopArguments {
   ringwire set company-us 50              wait up to 50 us for more work per turn: less CPU, more latency
   ringwire set pause-us 0                 never leave a busy session unread for a moment: more CPU, less latency
 
-A change holds until the data plane ends; give `ringwire run` the same flag to keep it.")]
+A change holds until the data plane ends; to keep it, write it into the file of `--config` too.")]
 pub(super) struct SetArguments {
     /// What to change: hybrid, company-us or pause-us
     #[arg(value_name = "NAME")]

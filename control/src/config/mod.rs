@@ -12,7 +12,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use ringwire_dataplane::limits::WORKERS_MAX;
+use ringwire_dataplane::limits::{WAIT_US_MAX, WORKERS_MAX};
 use ringwire_proto::identity::SecretKey;
 use serde::Deserialize;
 
@@ -232,6 +232,14 @@ impl File {
         if self.workers.is_some_and(|count| !(1..=WORKERS_MAX).contains(&usize::from(count))) {
             return together("workers", "use 1 to 64 workers, at most one for each core (`nproc`)");
         }
+        for (name, value) in [("company_us", self.company_us), ("pause_us", self.pause_us)] {
+            if value.is_some_and(|us| us > WAIT_US_MAX) {
+                return together(
+                    name,
+                    "use 0 (never) to 10000 microseconds; beyond that people would notice",
+                );
+            }
+        }
         if self.update_interval_s.is_some_and(|seconds| !(1..=3600).contains(&seconds)) {
             return together(
                 "update_interval_s",
@@ -365,6 +373,8 @@ mod tests {
             ("half_open_max = 0", ": half_open_max:", ["nobody", "1 or more"]),
             ("workers = 0", ": workers:", ["1 to 64", "nproc"]),
             ("workers = 65", ": workers:", ["1 to 64", "nproc"]),
+            ("company_us = 10001", ": company_us:", ["0 (never)", "10000"]),
+            ("pause_us = 2000000", ": pause_us:", ["0 (never)", "10000"]),
             ("update_interval_s = 0", ": update_interval_s:", ["1 to 3600", "forget"]),
             (
                 "discovery = \"http://a\"\ndiscovery_listen = \"127.0.0.1:9090\"",

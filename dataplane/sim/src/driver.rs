@@ -89,7 +89,7 @@ struct Ready {
 
 #[derive(Debug)]
 enum Finished {
-    Received { socket: SocketKey, pages: Vec<(u32, usize)> },
+    Received { socket: SocketKey, pages: Vec<(u32, usize)>, more: bool },
     Other(Completion),
 }
 
@@ -275,7 +275,8 @@ impl SimDriver {
         self.world
             .log
             .note(now, Event::Received { socket: self.name(index), len, pages: pages.len(), digest });
-        self.complete(Finished::Received { socket: key, pages });
+        let more = self.world.wires[wire].duplex.readable_len(Side::B) > 0;
+        self.complete(Finished::Received { socket: key, pages, more });
         let peer = self.world.wires[wire].peer;
         self.world.ledger.took(now, peer, len);
         self.world.touched(wire);
@@ -590,11 +591,11 @@ impl SimDriver {
             }
             batch.completions.push(match ready.what {
                 Finished::Other(completion) => completion,
-                Finished::Received { socket, pages } => {
+                Finished::Received { socket, pages, more } => {
                     let first = batch.spans.len();
                     let count = pages.len();
                     batch.spans.extend(pages.into_iter().map(|(page, len)| self.pool.received(page, len)));
-                    Completion::Received { socket, first, count }
+                    Completion::Received { socket, first, count, more }
                 }
             });
         }

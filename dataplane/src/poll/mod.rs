@@ -258,7 +258,8 @@ impl PollDriver {
             match socket.receive(&mut self.pool, &mut batch.spans) {
                 None => {}
                 Some(Ok(count)) => {
-                    batch.completions.push(Completion::Received { socket: key, first, count });
+                    let more = socket.may_have_more();
+                    batch.completions.push(Completion::Received { socket: key, first, count, more });
                 }
                 Some(Err(reason)) => {
                     batch.completions.push(Completion::ReceiveEnded { socket: key, reason });

@@ -113,6 +113,11 @@ impl Socket {
         self.sending = Some(Sending { gather, taken: 0 });
     }
 
+    /// After a receive: there may be more, as far as is known.
+    pub(super) fn may_have_more(&self) -> bool {
+        self.readable
+    }
+
     /// Receives into pages of the pool if a receive is asked for and possible. Appends spans and returns their number, or
     /// why there are none; `None`: the receive stays asked for.
     pub(super) fn receive(

@@ -53,7 +53,7 @@ fn turn(driver: &mut PollDriver, wait: Wait) -> Vec<Event> {
     let mut events = Vec::new();
     for completion in batch.completions.drain(..) {
         events.push(match completion {
-            Completion::Received { socket, first, count } => {
+            Completion::Received { socket, first, count, .. } => {
                 let spans = &batch.spans[first..first + count];
                 Event::Bytes(
                     socket,

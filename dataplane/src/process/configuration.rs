@@ -143,6 +143,11 @@ impl Configuration {
             ));
         }
         config.core = self.first_core;
+        for (name, value) in [("company_us", self.company_us), ("pause_us", self.pause_us)] {
+            if value > limits::WAIT_US_MAX {
+                return Err(wrong(name, &value, "0 (never) to 10000 microseconds"));
+            }
+        }
         config.company_us_max = self.company_us;
         config.pause_us_max = self.pause_us;
         config.workers = self.workers;
@@ -205,6 +210,8 @@ mod tests {
             (Configuration { driver: "dpdk".into(), ..default() }, "driver"),
             (Configuration { hybrid: "maybe".into(), ..default() }, "hybrid"),
             (Configuration { workers: 0, ..default() }, "workers"),
+            (Configuration { company_us: 10_001, ..default() }, "company_us"),
+            (Configuration { pause_us: 2_000_000, ..default() }, "pause_us"),
             (Configuration { workers: limits::WORKERS_MAX + 1, ..default() }, "workers"),
             (Configuration { first_core: Some(1 << 20), ..default() }, "first_core"),
             (Configuration { first_core: Some(usize::MAX), ..default() }, "first_core"),

@@ -306,7 +306,10 @@ impl UringDriver {
         let socket = SocketKey { index: token.index, generation: slot.generation };
         let closing = slot.closing;
         batch.completions.push(match result {
-            1.. => Completion::Received { socket, first, count: batch.spans.len() - first },
+            1.. => {
+                let (count, more) = (batch.spans.len() - first, cqueue::sock_nonempty(flags));
+                Completion::Received { socket, first, count, more }
+            }
             0 => Completion::ReceiveEnded { socket, reason: ReceiveEnd::EndOfStream },
             _ => Completion::ReceiveEnded { socket, reason: receive_end(-result) },
         });

@@ -16,9 +16,9 @@ use crate::warn;
 use crate::worker::Worker;
 
 impl<D: Driver> Worker<D> {
-    /// Received spans of one connection, in order. Receiving goes on at once: a session is never left unread because one
+    /// Received spans of one connection, in order; `more`: it has more already. Receiving goes on at once: a session is never left unread because one
     /// of its streams is slow.
-    pub(crate) fn receive(&mut self, socket: SocketKey, spans: &[Span]) {
+    pub(crate) fn receive(&mut self, socket: SocketKey, spans: &[Span], more: bool) {
         let Some(key) = self.session_of(socket) else {
             self.counters.count(Counter::CompletionsStale);
             return;
@@ -36,6 +36,7 @@ impl<D: Driver> Worker<D> {
         self.counters.add(Counter::BytesReceived, len as u64);
         let receipt = Receipt {
             len,
+            more,
             frames: self.brought.frames - before.frames,
             interactive: self.brought.interactive > before.interactive,
         };

@@ -143,6 +143,7 @@ impl<D: Driver> Worker<D> {
             }
             debug_assert_eq!(left, 0, "the queue holds what it says");
             half.sent_at = now;
+            open.pace.note_sent(now);
             gather.push_share(half_key, granted as u32);
             self.counters.count(Counter::FramesSent);
         }
