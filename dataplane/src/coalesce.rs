@@ -21,8 +21,11 @@ use crate::wait::{Brought, FRAME_LEN_SMALL};
 
 /// Over which time the load is judged, in nanoseconds: several of the longest pauses.
 const WINDOW_NS: u64 = 8_000_000;
-/// Pauses end at multiples of this, in nanoseconds, so that a turn serves several sessions.
-const STEP_NS: u64 = 256 * 1024;
+/// Pauses end at multiples of this, in nanoseconds, so that a turn serves several sessions; not so many that others wait long for
+/// their turn.
+const STEP_NS: u64 = 64 * 1024;
+/// The shortest pause, in nanoseconds: what comes in less is left to the wait of the whole worker.
+const PAUSE_NS_MIN: u64 = 4 * STEP_NS;
 /// Bytes a pause is sized for. Far below the smallest window of a stream, so that nobody waits for credit because of it.
 const GATHERED_LEN: u64 = 32 * 1024;
 /// Bytes that the longest pause must be expected to gather: two of a Go client's frames.
@@ -146,7 +149,7 @@ impl Coalescer {
             return None;
         }
         let pause = (GATHERED_LEN * gap / len).min(self.pause_ns_max);
-        (pause >= STEP_NS).then(|| (now + pause) / STEP_NS * STEP_NS)
+        (pause >= PAUSE_NS_MIN).then(|| (now + pause) / STEP_NS * STEP_NS)
     }
 
     /// Leaves a session alone until then.

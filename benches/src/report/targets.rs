@@ -60,7 +60,7 @@ const ALL: [Target; 22] = [
     absolute("ping-paced", P99, 350.0),
     ratio("ping-bulk", P99, COPIES, 1.5),
     absolute("ping-same-session", P99, 3000.0),
-    ratio("ping-go64", P99, COPIES, 1.5),
+    absolute("ping-go64", P99, 500.0),
     absolute("ping-go64-same-session", P99, 3000.0),
     ratio("bulk64k-1x8", CPU, &[Relay::TokioUring], 1.25),
     ratio("goframes-1x8", CPU, &[Relay::TokioUring], 0.50),
