@@ -62,7 +62,7 @@ pub struct ServerConfig {
     pub buffer_memory_len: usize,
     /// Longest wait for company in microseconds, see [`crate::wait`].
     pub company_us_max: u32,
-    /// Longest time for which receiving from one busy session of many is put off, in microseconds, see [`crate::coalesce`].
+    /// Longest time for which receiving from one busy session of many is put off, in microseconds; 0: never.
     pub pause_us_max: u32,
     /// Small frames a second on one worker from which on that is done.
     pub busy_frames_per_second: u64,
