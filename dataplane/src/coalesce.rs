@@ -26,8 +26,8 @@ const WINDOW_NS: u64 = 8_000_000;
 const STEP_NS: u64 = 64 * 1024;
 /// The shortest pause, in nanoseconds: what comes in less is left to the wait of the whole worker.
 const PAUSE_NS_MIN: u64 = 4 * STEP_NS;
-/// Bytes a pause is sized for. Far below the smallest window of a stream, so that nobody waits for credit because of it.
-const GATHERED_LEN: u64 = 32 * 1024;
+/// Bytes a pause is sized for: a fifth of the smallest window we grant, so that hardly anybody waits for credit because of it.
+const GATHERED_LEN: u64 = 48 * 1024;
 /// Bytes that the longest pause must be expected to gather: two of a Go client's frames.
 const GATHERED_LEN_MIN: u64 = 8 * 1024;
 /// After some pauses in a row a session is asked at once, so that its rate is seen without them: a peer that fills the kernel's
@@ -210,8 +210,8 @@ mod tests {
         let busy = after(130_000);
         let each_half_ms = pause(&busy, MS / 2, frames(1, 4108)).unwrap();
         assert!(each_half_ms > 2 * MS - STEP_NS && each_half_ms <= 2 * MS, "{each_half_ms}: the longest");
-        let faster = pause(&busy, MS / 8, frames(1, 4108)).unwrap();
-        assert!(faster > MS - STEP_NS - 10_000 && faster <= MS, "{faster}: 32 KiB come in a millisecond");
+        let faster = pause(&busy, MS / 12, frames(1, 4108)).unwrap();
+        assert!(faster > MS - STEP_NS - 10_000 && faster <= MS, "{faster}: 48 KiB come in a millisecond");
         assert_eq!(pause(&busy, 20_000, frames(1, 4108)), None, "enough comes by itself");
         assert_eq!(pause(&busy, 10 * MS, frames(1, 4108)), None, "nothing would come");
         let paused = pause(&busy, 2 * MS, frames(4, 4108)).unwrap();

@@ -48,7 +48,7 @@ pub const GATHER_PARTS_MAX: usize = 512;
 pub const ATTENTIVE_NS: u64 = 50_000_000;
 
 /// Longest time for which receiving from one busy session of many is put off, in microseconds.
-pub const PAUSE_US_MAX: u32 = 2000;
+pub const PAUSE_US_MAX: u32 = 3000;
 
 /// The longest wait for company and the longest pause that can be set, in microseconds: beyond it people would notice.
 pub const WAIT_US_MAX: u32 = 10_000;

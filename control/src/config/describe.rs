@@ -104,7 +104,7 @@ pub const SETTINGS: &[SettingHelp] = &[
     SettingHelp {
         name: "pause_us",
         values: "microseconds",
-        default: "2000",
+        default: "3000",
         live: true,
         help: "How long a session may be left unread to take more of its small frames at a time, while many keep a core busy; 0: never.",
     },
