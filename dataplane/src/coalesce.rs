@@ -19,7 +19,7 @@ use crate::limits;
 use crate::slab::Key;
 use crate::wait::{Brought, FRAME_LEN_SMALL};
 
-/// Over which time the load is judged, in nanoseconds: several of the longest pauses.
+/// Over which time the load is judged, in nanoseconds: a few of the longest pauses.
 const WINDOW_NS: u64 = 8_000_000;
 /// Pauses end at multiples of this, in nanoseconds, so that a turn serves several sessions; not so many that others wait long for
 /// their turn.
@@ -243,9 +243,11 @@ mod tests {
         assert_eq!(busy.pause(&mut pace, later(1), frames(2, 4108)), None, "more of it may come");
         assert_eq!(busy.pause(&mut pace, later(49), frames(90, 4108)), None);
         assert!(busy.pause(&mut pace, later(51), frames(4, 4108)).is_some(), "nothing came");
-        pace.note_sent(later(52));
-        assert_eq!(busy.pause(&mut pace, later(53), frames(4, 4108)), None, "it may be the answer to that");
-        assert!(busy.pause(&mut pace, later(103), frames(90, 4108)).is_some(), "it only sends");
+        let mut only_sends = Pace { received_at: later(51), ..Pace::default() };
+        let mut asked = only_sends;
+        asked.note_sent(later(52));
+        assert!(busy.pause(&mut only_sends, later(53), frames(4, 4108)).is_some());
+        assert_eq!(busy.pause(&mut asked, later(53), frames(4, 4108)), None, "it may be the answer to that");
     }
 
     #[test]

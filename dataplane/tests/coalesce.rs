@@ -9,7 +9,11 @@ use ringwire_dataplane::counters::Counter;
 use support::drivers::on_each_driver;
 use support::{LIMIT, Peer, bridge, pattern, start_server_with};
 
-on_each_driver!(small_frames_are_gathered_and_verified, nothing_is_put_off_where_that_is_forbidden);
+on_each_driver!(
+    small_frames_are_gathered_and_verified,
+    who_is_asked_and_answers_is_not_put_off,
+    nothing_is_put_off_where_that_is_forbidden,
+);
 
 /// Sends frames of 4 KiB one by one from `a` to `b` until `enough` of them; verifies each.
 fn trickle(a: &mut Peer, b: &mut Peer, (on_a, on_b): (u32, u32), mut enough: impl FnMut(usize) -> bool) {
@@ -47,6 +51,23 @@ fn small_frames_are_gathered_and_verified() {
     // A lone request, after it, is answered.
     a.write(streams.0, b"still there?");
     assert_eq!(b.read_exact(streams.1, 12), b"still there?");
+}
+
+fn who_is_asked_and_answers_is_not_put_off() {
+    let server = start_server_with(|config| config.busy_frames_per_second = 1);
+    let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+    let (on_a, on_b) = bridge(&mut a, &mut b);
+    // Too long for keystrokes, and by themselves as quick as frames that are gathered.
+    let (question, answer) = (pattern(8, 0, 4096), pattern(9, 0, 4096));
+    // Longer than the opening of the bridge, which looks like keystrokes, is remembered.
+    let until = Instant::now() + Duration::from_millis(300);
+    for round in (0..).take_while(|&round| round < 300 || Instant::now() < until) {
+        a.write(on_a, &question);
+        assert!(b.read_exact(on_b, 4096) == question, "question {round}");
+        b.write(on_b, &answer);
+        assert!(a.read_exact(on_a, 4096) == answer, "answer {round}");
+    }
+    assert_eq!(server.counters().value(Counter::ReceivesPaused), 0);
 }
 
 fn nothing_is_put_off_where_that_is_forbidden() {

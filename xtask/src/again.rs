@@ -86,12 +86,7 @@ fn runs_of<'a>(program: &'a Failed, packages: &[&str]) -> Vec<Run<'a>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shell(script: &str) -> Command {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        command
-    }
+    use crate::watch::tests::shell;
 
     /// What cargo prints about a program with these lines of its own.
     fn program(package: &str, name: &str, lines: &str) -> String {
