@@ -1,7 +1,8 @@
 //! A table whose keys are index *and* generation, so that a reused slot is noticed.
 //!
 //! It grows by chunks and moves nothing when it does: no turn copies a table of megabytes, and no former copy of one stays behind
-//! in the allocator.
+//! in the allocator. Chunks that are empty go back to the allocator, whoever lives behind them, and the first empty place is filled
+//! first, so that a table is about as large as what is in it.
 
 use crate::planted::{self, Bug};
 
@@ -33,19 +34,33 @@ impl Key {
 /// See the module's head.
 #[derive(Debug)]
 pub struct Slab<T> {
-    chunks: Vec<Box<[Entry<T>; CHUNK]>>,
-    /// Places that were ever used; those behind them are empty.
-    places: usize,
-    free: Vec<u32>,
+    /// None: every place of it is empty and was given back to the allocator.
+    chunks: Vec<Option<Box<Chunk<T>>>>,
+    /// One bit for each chunk that is there and has an empty place.
+    open: Vec<u64>,
+    /// No word of `open` before this one has a bit.
+    open_from: usize,
+    /// Chunks that were empty when last looked at.
+    empty: Vec<u32>,
+    chunk_count: usize,
+    empty_count: usize,
+    len: usize,
     /// Above the generation of every place that was given back to the allocator.
     generation_floor: u32,
 }
 
-/// Places of a chunk.
+/// Places of a chunk: as many as a word has bits.
 const CHUNK: usize = 64;
 
-/// Places below which a table is never made smaller; whole chunks.
-const PLACES_KEPT: usize = 4 * CHUNK;
+/// Empty chunks that are kept whatever the size of the table; of a larger one, as many as an eighth of all.
+const EMPTY_KEPT: usize = 4;
+
+#[derive(Debug)]
+struct Chunk<T> {
+    entries: [Entry<T>; CHUNK],
+    /// One bit for each empty place.
+    free: u64,
+}
 
 #[derive(Debug)]
 struct Entry<T> {
@@ -53,46 +68,86 @@ struct Entry<T> {
     value: Option<T>,
 }
 
+impl<T> Chunk<T> {
+    fn new(generation: u32) -> Box<Self> {
+        let entries = std::array::from_fn(|_| Entry { generation, value: None });
+        Box::new(Self { entries, free: u64::MAX })
+    }
+}
+
 impl<T> Default for Slab<T> {
     fn default() -> Self {
-        Self { chunks: Vec::new(), places: 0, free: Vec::new(), generation_floor: 0 }
+        Self {
+            chunks: Vec::new(),
+            open: Vec::new(),
+            open_from: 0,
+            empty: Vec::new(),
+            chunk_count: 0,
+            empty_count: 0,
+            len: 0,
+            generation_floor: 0,
+        }
     }
 }
 
 impl<T> Slab<T> {
     fn entry(&self, place: usize) -> Option<&Entry<T>> {
-        Some(&self.chunks.get(place / CHUNK)?[place % CHUNK])
+        Some(&self.chunks.get(place / CHUNK)?.as_ref()?.entries[place % CHUNK])
     }
 
     fn entry_mut(&mut self, place: usize) -> Option<&mut Entry<T>> {
-        Some(&mut self.chunks.get_mut(place / CHUNK)?[place % CHUNK])
+        Some(&mut self.chunks.get_mut(place / CHUNK)?.as_mut()?.entries[place % CHUNK])
     }
 
-    fn entries(&self) -> impl Iterator<Item = &Entry<T>> + '_ {
-        self.chunks.iter().flat_map(|chunk| chunk.iter()).take(self.places)
-    }
-
-    fn push(&mut self, entry: Entry<T>) {
-        if self.places.is_multiple_of(CHUNK) {
-            let empty = |_| Entry { generation: 0, value: None };
-            self.chunks.push(Box::new(std::array::from_fn(empty)));
-        }
-        self.chunks[self.places / CHUNK][self.places % CHUNK] = entry;
-        self.places += 1;
-    }
-
-    /// Puts a value into a free place.
+    /// Puts a value into the first empty place.
     pub fn insert(&mut self, value: T) -> Key {
-        if let Some(index) = self.free.pop() {
-            // It is one of the places.
-            let entry = &mut self.chunks[index as usize / CHUNK][index as usize % CHUNK];
-            entry.value = Some(value);
-            return Key { index, generation: entry.generation };
+        let at = self.open_chunk();
+        let floor = self.generation_floor;
+        let chunk = self.chunks[at].get_or_insert_with(|| {
+            self.chunk_count += 1;
+            self.empty_count += 1;
+            Chunk::new(floor)
+        });
+        self.empty_count -= usize::from(chunk.free == u64::MAX);
+        let place = chunk.free.trailing_zeros() as usize;
+        chunk.free &= chunk.free - 1;
+        if chunk.free == 0 {
+            self.open[at / 64] &= !(1 << (at % 64));
         }
-        let index = self.places() as u32;
-        let generation = self.generation_floor;
-        self.push(Entry { generation, value: Some(value) });
-        Key { index, generation }
+        let entry = &mut chunk.entries[place];
+        entry.value = Some(value);
+        self.len += 1;
+        Key { index: (at * CHUNK + place) as u32, generation: entry.generation }
+    }
+
+    /// A chunk with an empty place, perhaps one that is yet to be made.
+    fn open_chunk(&mut self) -> usize {
+        while let Some(&word) = self.open.get(self.open_from) {
+            if word != 0 {
+                return self.open_from * 64 + word.trailing_zeros() as usize;
+            }
+            self.open_from += 1;
+        }
+        // All that are there are full: the first that was given back, or one more.
+        let missing = if self.chunk_count < self.chunks.len() {
+            self.chunks.iter().position(Option::is_none)
+        } else {
+            None
+        };
+        let at = missing.unwrap_or(self.chunks.len());
+        if at == self.chunks.len() {
+            self.chunks.push(None);
+        }
+        self.note_open(at);
+        at
+    }
+
+    fn note_open(&mut self, at: usize) {
+        if self.open.len() <= at / 64 {
+            self.open.resize(at / 64 + 1, 0);
+        }
+        self.open[at / 64] |= 1 << (at % 64);
+        self.open_from = self.open_from.min(at / 64);
     }
 
     /// The value behind a key, unless the place was emptied since.
@@ -120,40 +175,57 @@ impl<T> Slab<T> {
 
     /// Empties the place; later uses of the key find nothing.
     pub fn remove(&mut self, key: Key) -> Option<T> {
-        let entry = self.entry_mut(key.index as usize).filter(|entry| entry.generation == key.generation)?;
+        let at = key.index as usize / CHUNK;
+        let chunk = self.chunks.get_mut(at)?.as_mut()?;
+        let entry = &mut chunk.entries[key.index as usize % CHUNK];
+        if entry.generation != key.generation {
+            return None;
+        }
         let value = entry.value.take()?;
         entry.generation = entry.generation.wrapping_add(1);
-        self.free.push(key.index);
-        // Looked at now and then, for looking is a walk.
-        let is_due = self.is_empty() || self.free.len().is_multiple_of(PLACES_KEPT);
-        if is_due && self.places() > PLACES_KEPT && 4 * self.len() < self.places() {
+        chunk.free |= 1 << (key.index as usize % CHUNK);
+        self.len -= 1;
+        let is_empty = chunk.free == u64::MAX;
+        self.note_open(at);
+        if is_empty {
+            self.empty_count += 1;
+            self.empty.push(at as u32);
             self.shrink();
         }
         Some(value)
     }
 
-    /// Gives empty places at the end back, once the table is mostly empty: after a crowd it is as small as before. New
-    /// tenants of such a place begin above every generation it had, so that former keys go on finding nothing.
+    /// Gives empty chunks back, wherever they are, when there are more than a few: after a crowd the table is about as small as
+    /// before. New tenants of such a place begin above every generation it had, so that former keys go on finding nothing.
     fn shrink(&mut self) {
-        let is_used = |&place: &usize| self.entry(place).is_some_and(|entry| entry.value.is_some());
-        let used = (0..self.places()).rev().find(is_used).map_or(0, |last| last + 1);
-        let kept = used.max(PLACES_KEPT).next_multiple_of(CHUNK);
-        // Only when it is worth the walk; a tenant far behind keeps the table as it is.
-        if 2 * kept > self.places() {
-            return;
+        while self.empty_count > EMPTY_KEPT + self.chunk_count / 8 {
+            let Some(at) = self.empty.pop() else { break };
+            let Some(place) = self.chunks.get_mut(at as usize) else { continue };
+            let Some(chunk) = place.take_if(|chunk| chunk.free == u64::MAX) else { continue };
+            let highest = chunk.entries.iter().map(|entry| entry.generation).max();
+            self.generation_floor = self.generation_floor.max(highest.unwrap_or(0));
+            self.chunk_count -= 1;
+            self.empty_count -= 1;
+            self.open[at as usize / 64] &= !(1 << (at % 64));
         }
-        for entry in self.chunks.drain(kept / CHUNK..).flat_map(|chunk| *chunk) {
-            self.generation_floor = self.generation_floor.max(entry.generation);
+        // A chunk is listed each time that it becomes empty: those that were filled again, or are listed twice, go.
+        if self.empty.len() > 2 * (EMPTY_KEPT + self.empty_count) {
+            let chunks = &self.chunks;
+            self.empty.sort_unstable();
+            self.empty.dedup();
+            self.empty.retain(|&at| {
+                let chunk = chunks.get(at as usize).and_then(Option::as_ref);
+                chunk.is_some_and(|chunk| chunk.free == u64::MAX)
+            });
         }
-        self.places = kept;
-        self.chunks.shrink_to(2 * kept / CHUNK);
-        self.free.retain(|&index| (index as usize) < kept);
-        self.free.shrink_to(2 * kept);
+        while let Some(None) = self.chunks.last() {
+            self.chunks.pop();
+        }
     }
 
     /// Places in the table, empty ones included.
     pub fn places(&self) -> usize {
-        self.places
+        self.chunks.len() * CHUNK
     }
 
     /// The value at a place, with its key.
@@ -164,52 +236,81 @@ impl<T> Slab<T> {
 
     /// Values in the table.
     pub fn len(&self) -> usize {
-        self.places() - self.free.len()
+        self.len
     }
 
     /// Whether the table holds nothing.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.len == 0
     }
 
     /// The generation of every place, empty ones included: what [`from_entries`](Self::from_entries) needs besides the values,
     /// so that keys of former tenants go on finding nothing.
     pub fn generations(&self) -> Vec<u32> {
-        self.entries().map(|entry| entry.generation).collect()
+        (0..self.places())
+            .map(|place| self.entry(place).map_or(self.generation_floor, |entry| entry.generation))
+            .chain([self.generation_floor])
+            .collect()
     }
 
     /// A table in which each key finds its value, and no key that found nothing before finds one.
     pub fn from_entries(generations: &[u32], values: impl IntoIterator<Item = (Key, T)>) -> Self {
-        let mut slab = Self::default();
-        for &generation in generations {
-            slab.push(Entry { generation, value: None });
+        let (generations, generation_floor) = match generations.split_last() {
+            Some((&floor, places)) => (places, floor),
+            None => (generations, 0),
+        };
+        let mut slab = Self { generation_floor, ..Self::default() };
+        for of_chunk in generations.chunks(CHUNK) {
+            let mut chunk = Chunk::new(generation_floor);
+            for (entry, &generation) in chunk.entries.iter_mut().zip(of_chunk) {
+                entry.generation = generation;
+            }
+            slab.chunks.push(Some(chunk));
         }
         for (key, value) in values {
             let place = key.index as usize;
             while slab.places() <= place {
-                slab.push(Entry { generation: 0, value: None });
+                slab.chunks.push(Some(Chunk::new(generation_floor)));
             }
-            slab.chunks[place / CHUNK][place % CHUNK] =
-                Entry { generation: key.generation, value: Some(value) };
+            if let Some(chunk) = &mut slab.chunks[place / CHUNK] {
+                chunk.entries[place % CHUNK] = Entry { generation: key.generation, value: Some(value) };
+                chunk.free &= !(1 << (place % CHUNK));
+                slab.len += 1;
+            }
         }
-        let empty = slab.entries().enumerate().filter(|(_, entry)| entry.value.is_none());
-        slab.free = empty.map(|(index, _)| index as u32).collect();
+        slab.chunk_count = slab.chunks.len();
+        for at in 0..slab.chunks.len() {
+            let free = slab.chunks[at].as_ref().map_or(0, |chunk| chunk.free);
+            if free != 0 {
+                slab.note_open(at);
+            }
+            if free == u64::MAX {
+                slab.empty_count += 1;
+                slab.empty.push(at as u32);
+            }
+        }
         slab
     }
 
     /// Takes the table apart, in order of place.
     pub fn into_entries(self) -> impl Iterator<Item = (Key, T)> {
-        self.chunks.into_iter().flat_map(|chunk| *chunk).enumerate().filter_map(|(index, entry)| {
-            let key = Key { index: index as u32, generation: entry.generation };
-            entry.value.map(|value| (key, value))
+        self.chunks.into_iter().enumerate().flat_map(|(at, chunk)| {
+            let entries = chunk.map(|chunk| chunk.entries).into_iter().flatten();
+            entries.enumerate().filter_map(move |(place, entry)| {
+                let key = Key { index: (at * CHUNK + place) as u32, generation: entry.generation };
+                entry.value.map(|value| (key, value))
+            })
         })
     }
 
     /// Keys and values, in order of place.
     pub fn iter(&self) -> impl Iterator<Item = (Key, &T)> + '_ {
-        self.entries().enumerate().filter_map(|(index, entry)| {
-            let key = Key { index: index as u32, generation: entry.generation };
-            entry.value.as_ref().map(|value| (key, value))
+        self.chunks.iter().enumerate().flat_map(|(at, chunk)| {
+            let entries = chunk.as_ref().map(|chunk| chunk.entries.iter()).into_iter().flatten();
+            entries.enumerate().filter_map(move |(place, entry)| {
+                let key = Key { index: (at * CHUNK + place) as u32, generation: entry.generation };
+                entry.value.as_ref().map(|value| (key, value))
+            })
         })
     }
 
@@ -246,13 +347,44 @@ mod tests {
             for &key in &keys {
                 assert!(slab.remove(key).is_some());
             }
-            assert!(
-                slab.chunks.capacity() <= 4 * PLACES_KEPT / CHUNK
-                    && slab.chunks.len() <= PLACES_KEPT / CHUNK
-                    && slab.free.capacity() <= 4 * PLACES_KEPT
-            );
+            assert!(slab.chunk_count <= EMPTY_KEPT && slab.empty.capacity() <= 10_000 / CHUNK * 2);
             former.extend(keys);
         }
         assert!(slab.is_empty());
+    }
+
+    #[test]
+    fn one_who_stays_behind_the_crowd_keeps_its_own_chunk_and_no_other() {
+        let mut slab = Slab::default();
+        let keys: Vec<Key> = (0..100_000).map(|value| slab.insert(value)).collect();
+        let (&last, crowd) = keys.split_last().unwrap();
+        for &key in crowd {
+            slab.remove(key);
+        }
+        assert_eq!(slab.find(last), Some(&99_999));
+        assert!(slab.chunk_count <= EMPTY_KEPT + 2, "{} chunks", slab.chunk_count);
+        // The places of the crowd serve again, one chunk after the other, and not under their former keys.
+        let again: Vec<Key> = (0..1000).map(|value| slab.insert(value)).collect();
+        let mut chunks: Vec<usize> = again.iter().map(|key| key.index as usize / CHUNK).collect();
+        chunks.dedup();
+        assert!(chunks.len() <= 1000 / CHUNK + 2, "{chunks:?}");
+        assert!(crowd.iter().all(|&key| slab.find(key).is_none()));
+        assert_eq!((slab.len(), slab.iter().count()), (1001, 1001));
+    }
+
+    #[test]
+    fn a_table_of_entries_is_the_one_they_came_from() {
+        let mut slab = Slab::default();
+        let keys: Vec<Key> = (0..2000).map(|value| slab.insert(value)).collect();
+        let (gone, kept) = keys.split_at(1500);
+        assert!(gone.iter().all(|&key| slab.remove(key).is_some()));
+        let generations = slab.generations();
+        let mut again = Slab::from_entries(&generations, slab.into_entries());
+        assert_eq!(again.len(), 500);
+        assert!(kept.iter().all(|&key| again.find(key) == Some(&(key.index as i32))));
+        let fresh: Vec<Key> = (0..3000).map(|_| again.insert(7)).collect();
+        assert!(gone.iter().all(|&key| again.find(key).is_none()));
+        assert!(kept.iter().all(|key| !fresh.contains(key)));
+        assert_eq!(again.len(), 3500);
     }
 }
