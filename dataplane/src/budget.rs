@@ -1,14 +1,14 @@
-//! The worker's memory budget: what was promised to senders as credit, and what is really held.
+//! The worker's memory budget: what is held decides, and what was promised beyond what the wire forces.
 //!
-//! Credit is a promise: whoever has it may send that much, and it must find room. A stream's base window is promised when the
-//! stream opens, further credit when it is granted, and both count as used from then on. Pages held count at their true size.
-//! The larger of the two is what is used:
+//! The first window of a stream (256 KiB) is in the multiplexer's rules: whoever opens a stream has it, for 24 bytes. To count it
+//! as used would let a few idle streams lock everybody out, so it is not counted: base windows are promised to more than could
+//! use them at a time, and *held* bytes count, pages at their true size and streams at what their places in the tables take.
+//! Credit beyond the base window is our choice, and counts as used from the moment it is granted until it is used up or its
+//! stream has been idle for a while:
 //!
 //! * from 75 % on no extra credit is granted,
-//! * from 90 % on new streams are refused,
-//! * at 100 % the longest-stalled backlog is reset.
-
-use ringwire_proto::yamux::INITIAL_WINDOW;
+//! * from 90 % on the largest holder lets go (module `holders`): its prefix opens no stream, and its backlogs are reset,
+//! * one holder has a quarter at most, whatever is free.
 
 use crate::limits;
 
@@ -18,7 +18,7 @@ pub struct Budget {
     limit: usize,
     /// What the buffer memory can bear.
     limit_max: usize,
-    promised: usize,
+    extra: usize,
 }
 
 impl Budget {
@@ -28,7 +28,7 @@ impl Budget {
         let ring = limits::RECEIVE_RING_PAGES * limits::PAGE_LEN;
         let reserve = memory_len / 100 * limits::RESERVED_PERCENT;
         let limit = memory_len.saturating_sub(ring + reserve);
-        Self { limit, limit_max: limit, promised: 0 }
+        Self { limit, limit_max: limit, extra: 0 }
     }
 
     /// Lowers or raises the limit, at most to what the buffer memory can bear. Returns what is in force.
@@ -42,45 +42,40 @@ impl Budget {
         self.limit
     }
 
-    /// Bytes of credit promised.
-    pub fn promised(&self) -> usize {
-        self.promised
+    /// Bytes of credit granted beyond base windows.
+    pub fn extra(&self) -> usize {
+        self.extra
     }
 
-    /// Bytes used: promised or held, whichever is more.
-    pub fn used(&self, held: usize) -> usize {
-        self.promised.max(held)
+    /// Grants `len` bytes beyond a base window.
+    pub fn grant(&mut self, len: usize) {
+        self.extra += len;
     }
 
-    /// Promises `len` bytes.
-    pub fn promise(&mut self, len: usize) {
-        self.promised += len;
-    }
-
-    /// `len` promised bytes are no longer owed.
+    /// `len` granted bytes are no longer owed.
     pub fn release(&mut self, len: usize) {
-        debug_assert!(len <= self.promised, "only what was promised is released");
-        self.promised = self.promised.saturating_sub(len);
+        debug_assert!(len <= self.extra, "only what was granted is released");
+        self.extra = self.extra.saturating_sub(len);
     }
 
-    /// Whether `len` bytes of credit beyond the base window may be granted.
+    /// Whether `len` bytes of credit beyond the base window may be granted while `held` bytes are held.
     pub fn allows_extra(&self, held: usize, len: usize) -> bool {
-        self.used(held) + len <= self.limit / 100 * limits::EXTRA_CREDIT_PERCENT
+        self.extra.max(held) + len <= self.limit / 100 * limits::EXTRA_CREDIT_PERCENT
     }
 
-    /// Whether another stream may open: its own base window and that of the stream it leads to.
-    pub fn allows_stream(&self, held: usize) -> bool {
-        self.used(held) + 2 * INITIAL_WINDOW as usize <= self.limit / 100 * limits::NEW_STREAMS_PERCENT
+    /// Whether the largest holder has to let go.
+    pub fn is_tight(&self, held: usize) -> bool {
+        held > self.limit / 100 * limits::TIGHT_PERCENT
     }
 
-    /// Bytes that may be promised to one session, so that one peer with many streams cannot have it all.
-    pub fn session_limit(&self) -> usize {
-        self.limit / 100 * limits::SESSION_PERCENT
+    /// How much is to be let go of then, in bytes: to somewhat below the threshold, so that it is not met again at once.
+    pub fn surplus(&self, held: usize) -> usize {
+        held.saturating_sub(self.limit / 100 * limits::RELIEVED_PERCENT)
     }
 
-    /// Whether a backlog must go.
-    pub fn is_exhausted(&self, held: usize) -> bool {
-        held >= self.limit
+    /// Bytes that one holder may have, so that one peer with many streams cannot have it all.
+    pub fn holder_limit(&self) -> usize {
+        self.limit / 100 * limits::HOLDER_PERCENT
     }
 }
 
@@ -91,19 +86,18 @@ mod tests {
     #[test]
     fn thresholds_come_in_order() {
         let mut budget = Budget::new(1 << 30);
-        let window = INITIAL_WINDOW as usize;
+        let percent = budget.limit() / 100;
         assert!(budget.limit() < 1 << 30);
-        assert!(budget.allows_extra(0, window) && budget.allows_stream(0) && !budget.is_exhausted(0));
-        budget.promise(budget.limit() / 100 * 75);
-        assert!(!budget.allows_extra(0, window) && budget.allows_stream(0));
-        budget.promise(budget.limit() / 100 * 15);
-        assert!(!budget.allows_stream(0) && !budget.is_exhausted(0));
-        // What is held counts as well, at its true size.
-        let fresh = Budget::new(1 << 30);
-        assert!(!fresh.allows_extra(fresh.limit() / 100 * 76, 1));
-        assert!(!fresh.allows_stream(fresh.limit() / 100 * 90));
-        assert!(fresh.is_exhausted(fresh.limit()));
-        budget.release(budget.promised());
-        assert_eq!(budget.used(0), 0);
+        assert!(budget.allows_extra(0, 1000) && !budget.is_tight(0));
+        budget.grant(percent * 75);
+        assert!(!budget.allows_extra(0, 1000) && !budget.is_tight(0), "a promise takes nothing from others");
+        budget.release(percent * 75);
+        assert_eq!(budget.extra(), 0);
+        // What is held counts, at its true size.
+        assert!(!budget.allows_extra(percent * 76, 1));
+        assert!(!budget.is_tight(percent * 90) && budget.is_tight(percent * 90 + 1));
+        assert_eq!(budget.surplus(percent * 90), percent * 5);
+        assert_eq!(budget.surplus(percent * 80), 0);
+        assert_eq!(budget.holder_limit(), percent * 25);
     }
 }

@@ -307,6 +307,7 @@ fn event_reason(reason: CloseReason) -> Reason {
         CloseReason::Violation => Reason::Violation,
         CloseReason::Dead => Reason::Dead,
         CloseReason::Ordered => Reason::Ordered,
+        CloseReason::AddressShare => Reason::AddressShare,
         // The others end a connection before it is a session, of which no event speaks.
         CloseReason::Stopping
         | CloseReason::HandshakeFailed

@@ -53,6 +53,10 @@ counters! {
     RefusedDescriptors => "refused_descriptors_total",
     /// A session was closed right after its handshake: its address has as many as it may.
     RefusedAddressLimit => "refused_address_limit_total",
+    /// A session was closed right after its handshake: connections are scarce, and its address has its share of them.
+    RefusedShare => "refused_share_total",
+    /// A session that carried nothing was closed: connections are used up, and its address has more than its share of them.
+    SessionsEvicted => "sessions_evicted_total",
     /// A half-open connection was closed because there were too many: the oldest of the largest address prefix.
     HalfOpenEvicted => "half_open_evicted_total",
     /// A connection began with a PROXY header of a trusted proxy, and counts under the address in it.
@@ -139,8 +143,13 @@ counters! {
     RefusedDestination => "refused_destination_total",
     /// A stream was refused: the session has as many streams as it may.
     RefusedStreamLimit => "refused_stream_limit_total",
-    /// A stream was refused: nine tenths of the memory budget are used.
+    /// A stream was refused: its client has its share of the memory budget, or the budget is nearly used and most of it by clients
+    /// of that address.
     RefusedBudget => "refused_budget_total",
+    /// A stream was reset: its client, or all clients of its address, opened too many without a whole request.
+    RefusedUnfinished => "refused_unfinished_total",
+    /// A stream was refused: its destination has not answered too many dials, most of them of this client or its address.
+    RefusedUnanswered => "refused_unanswered_total",
     /// A stream was refused: the server is draining.
     RefusedDraining => "refused_draining_total",
     /// A stream was refused: the destination cannot take another stream now.
@@ -151,10 +160,16 @@ counters! {
     StreamsTimedOut => "streams_timed_out_total",
     /// A bridge was closed because neither side sent anything for the idle limit.
     BridgesIdle => "bridges_idle_total",
-    /// A backlog was reset because the memory budget was used up.
+    /// A bridge was reset because the memory budget was nearly used up and its client held most of it.
     ResetsMemory => "resets_memory_total",
+    /// A bridge was reset because its client had more undelivered bytes than its share of the memory budget.
+    ResetsHolder => "resets_holder_total",
+    /// A stream was reset: before their bridges were open, the streams of its session sent more than they may.
+    ResetsUnbridged => "resets_unbridged_total",
     /// Credit granted beyond the base window, in bytes.
     ExtraCredit => "extra_credit_bytes_total",
+    /// Extra credit of streams that were idle, in bytes: it is taken back as it is used.
+    ExtraCreditIdle => "extra_credit_idle_bytes_total",
     /// Credit beyond the base window was due and the budget had no room for it.
     ExtraCreditRefused => "extra_credit_refused_total",
     /// Bytes received from sessions.

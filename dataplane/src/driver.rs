@@ -185,6 +185,10 @@ pub struct FrameShare {
     pub half: Key,
     /// Payload bytes.
     pub len: u32,
+    /// Of these: in memory of this worker.
+    pub own_len: u32,
+    /// Whose they are, in the worker's table of holders.
+    pub holder: Key,
 }
 
 impl Default for Gather {
@@ -225,8 +229,8 @@ impl Gather {
     }
 
     /// Notes whose payload the last parts were.
-    pub fn push_share(&mut self, half: Key, len: u32) {
-        self.frames.push(FrameShare { half, len });
+    pub fn push_share(&mut self, share: FrameShare) {
+        self.frames.push(share);
     }
 
     /// Whether another frame with up to `parts` slices fits.

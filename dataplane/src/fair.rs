@@ -86,6 +86,11 @@ impl<F: Ord + Copy, T> Fair<F, T> {
         key
     }
 
+    /// A value, wherever it stands.
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        Some(&mut self.entries.find_mut(key)?.value)
+    }
+
     /// Takes a value out, wherever it stands.
     pub fn remove(&mut self, key: Key) -> Option<T> {
         let Entry { flow, value, number, older, newer } = self.entries.remove(key)?;
@@ -152,6 +157,13 @@ impl<F: Ord + Copy, T> Fair<F, T> {
     pub fn oldest_of_largest(&self) -> Option<(Key, &T)> {
         let (_, _, flow) = self.sizes.last()?;
         let key = self.flows.get(flow)?.oldest;
+        Some((key, &self.entries.find(key)?.value))
+    }
+
+    /// The newest value of the largest flow.
+    pub fn newest_of_largest(&self) -> Option<(Key, &T)> {
+        let (_, _, flow) = self.sizes.last()?;
+        let key = self.flows.get(flow)?.newest;
         Some((key, &self.entries.find(key)?.value))
     }
 

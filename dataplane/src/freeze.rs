@@ -24,7 +24,9 @@ use crate::bridge::{Expected, Half, Listed, State};
 use crate::coalesce::Pace;
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Driver, DriverError, Nanos, Wait};
+use crate::holders::Name;
 use crate::lane::Lane;
+use crate::limits;
 use crate::prefix::Prefix;
 use crate::session::{CloseReason, Mux, Open, Phase, Session, Target};
 use crate::slab::{Key, Slab};
@@ -32,7 +34,7 @@ use crate::team::{Dialling, Owes, StandIn, Team};
 use crate::worker::{Settings, Timer, Worker};
 
 /// Changes whenever the layout below does: a blob of another version is refused.
-const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// A frozen worker. Erased when dropped.
 pub struct Frozen(Zeroizing<Vec<u8>>);
@@ -132,7 +134,10 @@ struct FrozenHalf {
     expected: Option<([u8; 32], Vec<u8>)>,
     active_at: Nanos,
     source: Key,
-    promised: usize,
+    /// For whom it holds what it holds.
+    holder: (Prefix, Vec<u8>),
+    extra: usize,
+    debt: usize,
     window_len: usize,
     window_since: Nanos,
     bridged: u64,
@@ -199,7 +204,10 @@ impl<D: Driver> Worker<D> {
                 .into_entries()
                 .filter_map(|(key, session)| Some((key, freeze_session(session)?)))
                 .collect(),
-            halves: halves.into_entries().map(|(key, half)| (key, self.freeze_half(half))).collect(),
+            halves: halves
+                .into_entries()
+                .filter_map(|(key, half)| Some((key, self.freeze_half(half)?)))
+                .collect(),
             connections: self.connections,
         };
         let bytes = Zeroizing::new(postcard::to_allocvec(&frozen)?);
@@ -289,10 +297,12 @@ impl<D: Driver> Worker<D> {
         Ok(())
     }
 
-    fn freeze_half(&mut self, mut half: Half) -> FrozenHalf {
+    fn freeze_half(&mut self, mut half: Half) -> Option<FrozenHalf> {
+        let Name { prefix, peer } = self.holders.name(half.holder)?;
+        let holder = (prefix, peer.as_bytes().to_vec());
         let queue = self.write_out(&mut half.queue);
         let early = self.write_out(&mut half.early);
-        FrozenHalf {
+        Some(FrozenHalf {
             session: half.session,
             stream: half.stream,
             partner: half.partner,
@@ -311,7 +321,9 @@ impl<D: Driver> Worker<D> {
                 .map(|expected| (expected.request_hash, expected.destination.as_bytes().to_vec())),
             active_at: half.active_at,
             source: half.source,
-            promised: half.promised,
+            holder,
+            extra: half.extra,
+            debt: half.debt,
             window_len: half.window_len,
             window_since: half.window_since,
             bridged: half.bridged,
@@ -321,7 +333,7 @@ impl<D: Driver> Worker<D> {
             deadline: half.deadline,
             crosses: half.crosses,
             stand_in: half.stand_in.map(|stand_in| freeze_stand_in(*stand_in)),
-        }
+        })
     }
 
     fn write_out(&mut self, queue: &mut crate::queue::Queue) -> Vec<u8> {
@@ -334,7 +346,9 @@ impl<D: Driver> Worker<D> {
     }
 
     fn thaw_half(&mut self, frozen: FrozenHalf) -> Option<Half> {
-        let mut half = Half::new(frozen.session, frozen.stream, frozen.state, frozen.is_forward);
+        let (prefix, peer) = frozen.holder;
+        let holder = self.holders.find_or_insert(Name { prefix, peer: PublicKey::from_bytes(&peer).ok()? });
+        let mut half = Half::new(frozen.session, frozen.stream, frozen.state, frozen.is_forward, holder);
         for (queue, bytes) in [(&mut half.queue, &frozen.queue), (&mut half.early, &frozen.early)] {
             if queue.push_copy(&mut self.nodes, self.driver.pool(), bytes) < bytes.len() {
                 return None;
@@ -356,7 +370,8 @@ impl<D: Driver> Worker<D> {
         };
         half.active_at = frozen.active_at;
         half.source = frozen.source;
-        half.promised = frozen.promised;
+        half.extra = frozen.extra;
+        half.debt = frozen.debt;
         half.window_len = frozen.window_len;
         half.window_since = frozen.window_since;
         half.bridged = frozen.bridged;
@@ -369,18 +384,30 @@ impl<D: Driver> Worker<D> {
             None => None,
             Some(stand_in) => Some(Box::new(thaw_stand_in(stand_in)?)),
         };
-        self.budget.promise(half.promised);
+        self.holders.add_stream(holder);
+        self.budget.grant(half.extra);
+        self.charge(holder, half.held_len());
         Some(half)
     }
 
-    /// Counts a thawed half's promise with its session, and lets go of a partner that was gone already: places are given out
-    /// anew, and a stranger must not be taken for it.
+    /// Counts a thawed half where it is counted besides, and lets go of a partner that was gone already: places are given out anew,
+    /// and a stranger must not be taken for it.
     fn resume_half(&mut self, key: Key) {
-        let Some(half) = self.halves.find(key) else { return };
-        let (session, partner, promised) = (half.session, half.partner, half.promised);
-        if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
-            open.promised += promised;
+        let Some(half) = self.halves.find_mut(key) else { return };
+        let (session, partner, early_len, holder) =
+            (half.session, half.partner, half.early.len(), half.holder);
+        let is_open = half.verifying.is_none() && half.stand_in.is_none();
+        half.is_unfinished = is_open && half.state == State::Request && self.holders.begin_request(holder);
+        let is_dial = half.state == State::Response && half.expected.is_some();
+        if half.extra > 0 {
+            self.extended.push(key);
         }
+        if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut)
+            && let Some(name) = self.holders.name(holder).filter(|_| is_dial)
+        {
+            open.unanswered.push(key, name);
+        }
+        self.count_unbridged(key, early_len);
         if self.halves.find(partner).is_none()
             && let Some(half) = self.halves.find_mut(key)
         {
@@ -406,8 +433,12 @@ impl<D: Driver> Worker<D> {
             }
             self.resume_half(key);
         }
+        if !self.extended.is_empty() {
+            self.wheel.schedule(self.driver.now() + limits::EXTRA_SWEEP_NS, Timer::Extra);
+        }
         let sessions: Vec<Key> = self.sessions.keys().collect();
         for key in sessions {
+            self.enter_holder(key);
             let Some(session) = self.sessions.find(key) else { continue };
             let socket = session.socket;
             let prefix = Prefix::from(session.peer_address.ip());
@@ -508,7 +539,9 @@ fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
         send_key,
         receive_key,
         generation: frozen.generation,
-        promised: 0,
+        holder: Key::NONE,
+        unbridged_len: 0,
+        unanswered: Default::default(),
         round_trip_ns: None,
         pace: Pace::default(),
         pinged_at: 0,

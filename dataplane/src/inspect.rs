@@ -24,8 +24,10 @@ pub struct Inspection {
     pub sends_pending: usize,
     /// Bytes of pages that hold received data or copies.
     pub pool_held_len: usize,
-    /// Credit promised to senders, in bytes: the budget's other half.
-    pub promised_len: usize,
+    /// Credit granted beyond base windows, in bytes.
+    pub extra_len: usize,
+    /// Bytes that wait or are with the driver as holders are charged for them, and holders.
+    pub charged: (usize, usize),
     /// Pages nobody owns.
     pub pool_free_pages: usize,
     /// Pages lent for receiving.
@@ -58,7 +60,8 @@ impl<D: Driver> Worker<D> {
             spans_queued: self.nodes.len(),
             sends_pending,
             pool_held_len: pool.held_len(),
-            promised_len: self.budget.promised(),
+            extra_len: self.budget.extra(),
+            charged: (self.holders.bytes(), self.holders.len()),
             pool_free_pages: pool.free_pages(),
             pool_kernel_pages: pool.kernel_pages(),
             loans,

@@ -20,6 +20,7 @@ mod clock;
 mod coalesce;
 mod descriptors;
 mod half_open;
+mod holders;
 mod proxy;
 mod server;
 mod session;

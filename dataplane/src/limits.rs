@@ -11,8 +11,8 @@ pub const PAGE_LEN: usize = 16 * 1024;
 /// resident memory; when it runs dry a receive ends with "no buffers" (counted) and is armed again once pages are back.
 pub const RECEIVE_RING_PAGES: usize = 256;
 
-/// Buffer memory of one worker unless configured otherwise or the machine has less: 8 GiB, which is some 14,000 bridges with
-/// both base windows promised. Address space, not resident memory: pages are touched when used.
+/// Buffer memory of one worker unless configured otherwise or the machine has less: 8 GiB. Address space, not resident memory:
+/// pages are touched when used.
 pub const BUFFER_MEMORY_LEN: usize = 8 << 30;
 
 /// Smallest buffer memory accepted, in bytes: the receive ring and as much again for queues.
@@ -27,6 +27,17 @@ pub const NODES_AT_START: usize = 4096;
 
 /// Pages whose bookkeeping is made at start; more when more pages are used.
 pub const PAGES_AT_START: usize = 4 * RECEIVE_RING_PAGES;
+
+/// Free pages whose memory is kept for the next burst: 16 MiB. What was free beyond them for a while goes back to the kernel.
+pub const PAGES_KEPT: usize = 4 * RECEIVE_RING_PAGES;
+
+/// How long memory must have been free for that, in nanoseconds.
+pub const TRIM_AFTER_NS: u64 = SECOND_NS;
+
+/// Pages given back at a time, and how soon the next follow, in nanoseconds: 8 MiB cost some 0.3 ms, and a GiB is back in 8 s.
+pub const TRIM_PAGES_MAX: usize = 512;
+/// See [`TRIM_PAGES_MAX`].
+pub const TRIM_INTERVAL_NS: u64 = 64_000_000;
 
 /// Send records made at start; more when more connections send at a time.
 pub const GATHERS_AT_START: usize = 8;
@@ -84,18 +95,64 @@ pub const RESERVED_PERCENT: usize = 5;
 /// Share of the budget above which no extra credit is granted, in percent.
 pub const EXTRA_CREDIT_PERCENT: usize = 75;
 
-/// Share of the budget above which new streams are refused, in percent.
-pub const NEW_STREAMS_PERCENT: usize = 90;
+/// Share of the budget above which the largest holder lets go, in percent: its address prefix opens no stream, and its backlogs
+/// are reset.
+pub const TIGHT_PERCENT: usize = 90;
+
+/// Down to which share it lets go, in percent.
+pub const RELIEVED_PERCENT: usize = 85;
 
 /// While a stream could use a larger window, its session's round trip is measured this often, in nanoseconds.
 pub const ROUND_TRIP_INTERVAL_NS: u64 = SECOND_NS;
 
-/// Share of the budget that may be promised to one session, in percent; its next stream is refused.
-pub const SESSION_PERCENT: usize = 25;
+/// Share of the budget that one holder (a key at an address) may have, in percent: its next stream is refused, and of what
+/// arrives beyond it the largest backlogs are reset.
+pub const HOLDER_PERCENT: usize = 25;
 
-/// Backlogs reset in one turn when the memory is used up: what is freed may still be with the kernel, so the next turn looks
-/// again.
-pub const RESETS_PER_TURN_MAX: usize = 16;
+/// Down to which part of its share such a holder is reset, in percent, so that not every further byte costs a look at all
+/// streams.
+pub const HOLDER_RELIEVED_PERCENT: usize = 88;
+
+/// Backlogs reset in one turn when memory is short: some 2 us each. What is freed may still be with the kernel, so the next turn
+/// looks again.
+pub const RESETS_PER_TURN_MAX: usize = 1024;
+
+/// What a stream counts for in the budget beside its bytes, in bytes: its places in the tables of bridges and of its
+/// multiplexer.
+pub const STREAM_LEN: usize = 640;
+
+/// Bytes that streams of one session may send before they are bridged, all together, in bytes: a request of 300 bytes each for
+/// two hundred of them. The stream that sends more is reset.
+pub const UNBRIDGED_LEN_MAX: usize = 64 * 1024;
+
+/// Streams of one session whose request is not complete: twice the backlog of a Go peer. The next is reset.
+pub const UNFINISHED_PER_SESSION_MAX: u32 = 512;
+
+/// Such streams of all sessions of one address prefix; from there on a session that has its share of them, divided by the
+/// sessions that have any, opens no more. As many as a crowd behind one address opens in a moment.
+pub const UNFINISHED_PER_PREFIX_MAX: u32 = 16_384;
+
+/// Dials of one session that its peer has not answered: what a Go peer takes unaccepted (dmsg-wire 5.1). The next is refused.
+pub const UNANSWERED_MAX: usize = 256;
+
+/// Of these, so many for whoever comes first; the rest for those who dial least.
+pub const UNANSWERED_FREE_MAX: usize = 192;
+
+/// And so many for one address prefix while no other dials, whatever its keys.
+pub const UNANSWERED_ALONE_MAX: usize = 224;
+
+/// Places for unanswered dials that a session keeps when all are answered.
+pub const UNANSWERED_KEPT: usize = 4;
+
+/// After streams were reset because memory is short, so long until that is looked at again, in nanoseconds, unless it is used up:
+/// what was let go of may be with the kernel still.
+pub const RELIEF_INTERVAL_NS: u64 = 2_000_000;
+
+/// A stream whose peer sent nothing for so long, in nanoseconds, loses its extra credit.
+pub const EXTRA_IDLE_NS: u64 = 5 * SECOND_NS;
+
+/// How often that is looked at, in nanoseconds.
+pub const EXTRA_SWEEP_NS: u64 = SECOND_NS;
 
 /// How much nicer the handshake lane's threads are than the process was started: below the workers, so that a flood of handshakes costs no forwarded byte, and
 /// far above the idle class, so that saturated workers leave handshakes about a quarter of a core.
@@ -166,6 +223,15 @@ pub const HALF_OPEN_MAX: usize = 8192;
 /// Of the connections that the limit of descriptors permits, this share may be half open, in percent: strangers alone can
 /// never use up all descriptors.
 pub const HALF_OPEN_PERCENT: usize = 50;
+
+/// Up to this share of the connections an address may have all it wants, in percent; from there on no more than its share.
+pub const PLENTY_PERCENT: usize = 75;
+
+/// Sessions closed at a time to make room for other addresses.
+pub const EVICTED_AT_A_TIME: usize = 16;
+
+/// A session none of whose streams moved a byte for so long, in nanoseconds, carries nothing.
+pub const IDLE_AFTER_NS: u64 = 30 * SECOND_NS;
 
 /// Descriptors kept free for everything that is not a connection: listeners, rings, files, and the connection that is accepted
 /// only to be closed when there are too many.

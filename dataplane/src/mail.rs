@@ -10,6 +10,7 @@ use ringwire_proto::identity::PublicKey;
 
 use crate::bridge::{Half, State};
 use crate::driver::{Driver, Nanos};
+use crate::limits;
 use crate::session::{CloseReason, Phase};
 use crate::slab::Key;
 use crate::worker::Worker;
@@ -25,7 +26,7 @@ pub enum Order {
     /// Close the session of this key, if there is one; the answer says whether there was.
     Close(PublicKey, Sender<bool>),
     /// Use at most so many bytes of buffer memory; the answer is what is in force. Less than what is used resets the
-    /// longest-stalled backlogs.
+    /// largest holder's backlogs.
     Budget(usize, Sender<usize>),
     /// Speak with the control plane over this channel from now on; a former one is dropped unread.
     Attach(Box<WorkerEnd>),
@@ -54,9 +55,11 @@ pub struct Report {
     pub bridges: Vec<BridgeReport>,
     /// Buffer memory held by queues, in bytes, pages at their true size.
     pub held_len: usize,
-    /// Credit promised to senders, in bytes.
-    pub promised_len: usize,
-    /// What held and promised may be at most, in bytes.
+    /// Credit granted beyond base windows, in bytes.
+    pub extra_len: usize,
+    /// What streams take in the tables, in bytes.
+    pub streams_len: usize,
+    /// What these and the memory held may be at most, in bytes.
     pub budget_len: usize,
 }
 
@@ -69,7 +72,8 @@ impl Report {
                 sum.half_open += report.half_open;
                 sum.bridges.extend(report.bridges);
                 sum.held_len += report.held_len;
-                sum.promised_len += report.promised_len;
+                sum.extra_len += report.extra_len;
+                sum.streams_len += report.streams_len;
                 sum.budget_len += report.budget_len;
                 sum
             })
@@ -184,7 +188,8 @@ impl<D: Driver> Worker<D> {
             half_open: self.half_open.len(),
             bridges,
             held_len,
-            promised_len: self.budget.promised(),
+            extra_len: self.budget.extra(),
+            streams_len: self.halves.len() * limits::STREAM_LEN,
             budget_len: self.budget.limit(),
         }
     }
@@ -212,7 +217,7 @@ impl<D: Driver> Worker<D> {
         let now = self.driver.now();
         let mut blocked_ns =
             receiver.blocked_ns + receiver.blocked_since.map_or(0, |since| now.saturating_sub(since));
-        let (mut queued, mut window) = (receiver.queue.len(), sender.promised);
+        let (mut queued, mut window) = (receiver.queue.len(), sender.window());
         // Of a half elsewhere: as its worker said last.
         if let Some(stand_in) = &receiver.stand_in {
             blocked_ns += stand_in.blocked_ns;

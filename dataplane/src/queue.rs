@@ -17,11 +17,13 @@ pub struct Queue {
     packed: u32,
     spans: u32,
     len: usize,
+    /// Of these: in memory of other workers.
+    borrowed_len: usize,
 }
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { head: NONE, tail: NONE, packed: NONE, spans: 0, len: 0 }
+        Self { head: NONE, tail: NONE, packed: NONE, spans: 0, len: 0, borrowed_len: 0 }
     }
 }
 
@@ -44,6 +46,11 @@ impl Queue {
         self.len
     }
 
+    /// Bytes queued that lie in memory of this worker.
+    pub fn own_len(&self) -> usize {
+        self.len - self.borrowed_len
+    }
+
     /// Whether nothing is queued.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -61,6 +68,7 @@ impl Queue {
         self.tail = node;
         self.spans += 1;
         self.len += span.len();
+        self.borrowed_len += span.borrowed_len();
     }
 
     /// Bytes in the first `spans` spans.
@@ -108,6 +116,7 @@ impl Queue {
             pool.split(front);
             nodes.nodes[self.head as usize].span = node.span.part(len, node.span.len() - len);
             self.len -= len;
+            self.borrowed_len -= front.borrowed_len();
             return Some(front);
         }
         nodes.give_back(self.head);
@@ -120,6 +129,7 @@ impl Queue {
             self.tail = NONE;
         }
         self.len -= node.span.len();
+        self.borrowed_len -= node.span.borrowed_len();
         Some(node.span)
     }
 
@@ -137,6 +147,7 @@ impl Queue {
         self.tail = other.tail;
         self.spans += other.spans;
         self.len += other.len;
+        self.borrowed_len += other.borrowed_len;
     }
 
     /// Copies the first bytes into `out`, as many as there are; returns how many.
@@ -173,9 +184,12 @@ impl Queue {
             if pool.is_wasteful(span) {
                 scratch.clear();
                 scratch.extend_from_slice(pool.bytes(span));
+                // The copy is this worker's own.
+                let borrowed_len = span.borrowed_len();
                 if previous != NONE && pool.room(nodes.nodes[previous as usize].span) >= span.len() {
                     pool.append(&mut nodes.nodes[previous as usize].span, scratch);
                     pool.release(span);
+                    self.borrowed_len -= borrowed_len;
                     nodes.nodes[previous as usize].next = next;
                     nodes.give_back(at);
                     self.spans -= 1;
@@ -190,6 +204,7 @@ impl Queue {
                 let Some(mut copy) = pool.allocate(wanted) else { break };
                 pool.append(&mut copy, scratch);
                 pool.release(span);
+                self.borrowed_len -= borrowed_len;
                 nodes.nodes[at as usize].span = copy;
             }
             previous = at;
@@ -218,6 +233,13 @@ impl Nodes {
 
     fn give_back(&mut self, index: u32) {
         self.free.push(index);
+    }
+
+    /// Gives back what a crowd needed. Only while no queue holds anything.
+    pub fn shrink(&mut self) {
+        if self.is_empty() && self.nodes.len() > NODES_AT_START {
+            *self = Self::default();
+        }
     }
 
     /// Nodes in use.

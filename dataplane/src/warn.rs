@@ -14,6 +14,7 @@ pub(crate) enum Kind {
     DescriptorLimit,
     HalfOpenLimit,
     AddressLimit,
+    AddressShare,
     ProxyUntrusted,
     ProxyMalformed,
     LaneFull,

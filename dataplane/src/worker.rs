@@ -28,11 +28,13 @@ use crate::coalesce::Coalescer;
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Batch, Completion, Driver, DriverError, Gather, Nanos, SocketKey, Wait};
 use crate::half_open::HalfOpenTable;
+use crate::holders::Holders;
 use crate::lane::Lane;
 use crate::limits;
 use crate::mail::{ORDERS_MAX, Order};
+use crate::prefix::Prefix;
 use crate::queue::Nodes;
-use crate::session::{CloseReason, Session};
+use crate::session::{CloseReason, Crowd, Session};
 use crate::slab::{Key, Slab};
 use crate::team::Team;
 use crate::wait::{Brought, WaitPolicy};
@@ -119,6 +121,10 @@ pub(crate) enum Timer {
     Half(Key),
     Accept(usize),
     Drain,
+    /// Whose extra credit has been idle?
+    Extra,
+    /// Which memory is used no more?
+    Trim,
 }
 
 /// One core's share of the server. See the module's head.
@@ -139,8 +145,20 @@ pub struct Worker<D> {
     pub(crate) directory: Arc<Directory<PublicKey>>,
     pub(crate) wheel: Wheel<Timer>,
     pub(crate) budget: Budget,
+    /// For whom memory is held.
+    pub(crate) holders: Holders,
+    /// Halves whose peers have credit beyond the base window.
+    pub(crate) extended: Vec<Key>,
+    /// A timer looks after free memory.
+    trims: bool,
+    /// When memory was short last, and streams were reset for it.
+    pub(crate) relieved_at: Nanos,
+    /// The prefix that holds most, as of this turn.
+    pub(crate) largest: Option<(Nanos, Option<Prefix>)>,
     /// Connections that hold a descriptor, those that are being closed included.
     pub(crate) connections: usize,
+    /// Sessions of each address.
+    pub(crate) crowd: Crowd,
     /// Connections in their handshake.
     pub(crate) half_open: HalfOpenTable,
     /// Clients of all workers by address, while there is a limit.
@@ -222,7 +240,13 @@ impl<D: Driver> Worker<D> {
             directory: Arc::default(),
             wheel: Wheel::new(now),
             budget: Budget::new(memory_len),
+            holders: Holders::default(),
+            extended: Vec::new(),
+            trims: false,
+            relieved_at: 0,
+            largest: None,
             connections: 0,
+            crowd: Crowd::default(),
             half_open: HalfOpenTable::default(),
             by_address: Arc::default(),
             warnings: Warnings::default(),
@@ -305,6 +329,7 @@ impl<D: Driver> Worker<D> {
         self.read_mail();
         self.read_commands();
         self.relieve_memory();
+        self.schedule_trim(now, limits::TRIM_AFTER_NS);
         self.forward();
         self.write_letters();
         self.pack_touched();
@@ -358,6 +383,8 @@ impl<D: Driver> Worker<D> {
                 Timer::Half(key) => self.half_timer(key, now),
                 Timer::Accept(listener) => self.driver.accept(listener),
                 Timer::Drain => self.sweep_drained(),
+                Timer::Extra => self.sweep_extra(now),
+                Timer::Trim => self.trim_memory(now),
             }
         }
         self.due = due;
@@ -389,7 +416,11 @@ impl<D: Driver> Worker<D> {
                 session.sending && now.saturating_sub(session.sending_since) >= limits::BLOCKED_AFTER_NS
             });
             if half.blocked_since.is_some() || stuck {
+                let before = half.queue.own_len();
                 half.queue.pack(&mut self.nodes, self.driver.pool(), &mut self.scratch);
+                // What was copied from another worker's memory is held here now.
+                let copied = half.queue.own_len() - before;
+                self.holders.charge(half.holder, copied, self.budget.holder_limit());
             } else if !half.queue.is_empty() {
                 return true;
             }
@@ -397,6 +428,24 @@ impl<D: Driver> Worker<D> {
             false
         });
         self.touched = touched;
+    }
+
+    /// While more memory is free than is kept, a timer looks after it.
+    fn schedule_trim(&mut self, now: Nanos, after: Nanos) {
+        if !self.trims && self.driver.pool().surplus_pages() > 0 {
+            self.trims = true;
+            self.wheel.schedule(now + after, Timer::Trim);
+        }
+    }
+
+    fn trim_memory(&mut self, now: Nanos) {
+        self.trims = false;
+        let pages = self.driver.pool().trim(limits::TRIM_PAGES_MAX);
+        let after = if pages > 0 { limits::TRIM_INTERVAL_NS } else { limits::TRIM_AFTER_NS };
+        self.schedule_trim(now, after);
+        if self.nodes.is_empty() {
+            self.nodes.shrink();
+        }
     }
 
     fn read_mail(&mut self) {

@@ -56,10 +56,20 @@ fn stop(stage: Stage) {
     let blocks: Vec<_> = stage.workers.iter().map(|worker| worker.counters.clone()).collect();
     let directory = stage.directory.clone();
     let left = stage.stop();
-    for Inspection { sessions, halves, streams, spans_queued, pool_held_len, promised_len, loans, .. } in left
+    for Inspection {
+        sessions,
+        halves,
+        streams,
+        spans_queued,
+        pool_held_len,
+        extra_len,
+        charged,
+        loans,
+        ..
+    } in left
     {
         assert_eq!((sessions, halves, streams, spans_queued), (0, 0, 0, 0));
-        assert_eq!((pool_held_len, promised_len, loans), (0, 0, (0, 0)));
+        assert_eq!((pool_held_len, extra_len, charged.0, loans), (0, 0, 0, (0, 0)));
     }
     for (opened, closed) in counters {
         let sum = |counter| blocks.iter().map(|block| block.value(counter)).sum::<u64>();

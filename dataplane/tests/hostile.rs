@@ -232,7 +232,7 @@ fn a_dial_to_an_absent_peer_ends_at_once_and_leaves_nothing() {
     assert_eq!(counters.value(Counter::StreamsTimedOut), 0);
     assert_eq!(counters.value(Counter::RefusedDestination), dials);
     assert_eq!(counters.value(Counter::StreamsClosed), dials);
-    assert_eq!((report.held_len, report.promised_len), (0, 0));
+    assert_eq!((report.held_len, report.extra_len), (0, 0));
 }
 
 const V1: &[u8] = b"PROXY TCP4 203.0.113.7 192.0.2.1 40000 8081\r\n";

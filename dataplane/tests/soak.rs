@@ -113,14 +113,14 @@ fn settle(server: &Server) {
             .filter(|(opened, closed)| counters.value(*opened) != counters.value(*closed))
             .map(|(opened, closed)| (opened.name(), counters.value(*opened), counters.value(*closed)))
             .collect();
-        if uneven.is_empty() && report.held_len == 0 && report.promised_len == 0 && report.half_open == 0 {
+        if uneven.is_empty() && report.held_len == 0 && report.extra_len == 0 && report.half_open == 0 {
             return;
         }
         assert!(
             Instant::now() < deadline,
-            "{uneven:?}, held {}, promised {}",
+            "{uneven:?}, held {}, extra {}",
             report.held_len,
-            report.promised_len
+            report.extra_len
         );
         std::thread::sleep(std::time::Duration::from_millis(5));
     }

@@ -10,31 +10,60 @@ pub(super) fn list(status: &DataPlaneStatus, memory: Memory) -> Limits {
     let workers = u64::from(status.workers);
     let seconds = |ns: u64| ns / limits::SECOND_NS;
     let share = |percent: usize| memory.budget / 100 * percent as u64;
-    let used = Some(memory.held.saturating_add(memory.promised));
+    let held = Some(memory.held);
+    let extended = Some(memory.held.max(memory.promised));
     let half_open = Some(status.half_open);
     let connections = Some(status.sessions + status.half_open);
     let rows = [
-        ("buffer-memory", used, memory.budget, "bytes", "the stream that has been stuck longest is reset"),
+        ("buffer-memory", held, memory.budget, "bytes", "bytes wait in the kernel"),
         (
-            "buffer-memory-for-new-streams",
-            used,
-            share(limits::NEW_STREAMS_PERCENT),
+            "buffer-memory-before-resets",
+            held,
+            share(limits::TIGHT_PERCENT),
             "bytes",
-            "new streams are refused",
+            "the address that holds most opens no stream, and its largest are reset",
         ),
         (
             "buffer-memory-for-larger-windows",
-            used,
+            extended,
             share(limits::EXTRA_CREDIT_PERCENT),
             "bytes",
             "streams keep the windows they have",
         ),
         (
-            "buffer-memory-of-one-session",
+            "buffer-memory-of-one-client",
             None,
-            share(limits::SESSION_PERCENT),
+            share(limits::HOLDER_PERCENT),
             "bytes",
-            "its next stream is refused",
+            "its next stream is refused, and its largest are reset",
+        ),
+        (
+            "unbridged-bytes-per-session",
+            None,
+            limits::UNBRIDGED_LEN_MAX as u64,
+            "bytes",
+            "the stream that sends more is reset",
+        ),
+        (
+            "unfinished-requests-per-session",
+            None,
+            limits::UNFINISHED_PER_SESSION_MAX.into(),
+            "streams",
+            "the next stream is reset",
+        ),
+        (
+            "unfinished-requests-per-address",
+            None,
+            workers * u64::from(limits::UNFINISHED_PER_PREFIX_MAX),
+            "streams",
+            "the next stream of whoever has most is reset",
+        ),
+        (
+            "unanswered-dials-per-session",
+            None,
+            limits::UNANSWERED_MAX as u64,
+            "dials",
+            "the next dial of whoever has most is refused",
         ),
         ("connections", connections, status.connections_max, "connections", "the next connection is closed"),
         (
@@ -57,14 +86,14 @@ pub(super) fn list(status: &DataPlaneStatus, memory: Memory) -> Limits {
             None,
             workers * limits::STRANGER_JOBS_MAX as u64,
             "messages",
-            "the next connection is closed",
+            "one of whoever has most is closed",
         ),
         (
             "requests-waiting",
             None,
             workers * limits::ESTABLISHED_JOBS_MAX as u64,
             "requests",
-            "the next request is refused",
+            "one of whoever has most is refused",
         ),
         ("handshake-timeout", None, seconds(limits::HANDSHAKE_TIMEOUT_NS), "s", "the connection is closed"),
         ("first-byte-timeout", None, seconds(limits::FIRST_BYTE_TIMEOUT_NS), "s", "the session is closed"),

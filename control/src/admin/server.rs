@@ -236,6 +236,7 @@ fn reason_text(reason: Option<Reason>) -> (&'static str, Option<i32>) {
         Some(Reason::Dead) => ("dead", None),
         Some(Reason::Ordered) => ("ordered", None),
         Some(Reason::Stopping) => ("stopping", None),
+        Some(Reason::AddressShare) => ("address_share", None),
     }
 }
 

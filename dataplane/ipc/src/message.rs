@@ -222,6 +222,8 @@ pub enum Reason {
     Ordered,
     /// The server stops.
     Stopping,
+    /// Connections are scarce, and its address has more than its share of them.
+    AddressShare,
 }
 
 impl Command {
@@ -437,6 +439,7 @@ impl Reason {
             Self::Dead => 5,
             Self::Ordered => 6,
             Self::Stopping => 7,
+            Self::AddressShare => 8,
         }]);
         if let Self::ConnectionFailed(errno) = self {
             fields.put(errno.to_le_bytes());
@@ -452,6 +455,7 @@ impl Reason {
             5 => Self::Dead,
             6 => Self::Ordered,
             7 => Self::Stopping,
+            8 => Self::AddressShare,
             other => return Err(bad("close reason", other)),
         })
     }

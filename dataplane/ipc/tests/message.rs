@@ -78,6 +78,7 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Reason::Dead),
         Just(Reason::Ordered),
         Just(Reason::Stopping),
+        Just(Reason::AddressShare),
     ];
     let answer =
         prop_oneof![any::<u64>().prop_map(Answer::Done), Just(Answer::NotFound), Just(Answer::Refused)];

@@ -424,7 +424,14 @@ impl Ledger {
         for bridge in 0..self.bridges.len() {
             for role in [Role::Source, Role::Destination] {
                 let end = self.bridges[bridge].ends[role as usize];
-                if end.began && end.saw.is_none() {
+                // Where memory is short a stream may be reset while an smux client's bytes wait for credit: nothing tells it, and
+                // its end waits behind them.
+                let (source, destination) =
+                    (self.plan.bridges[bridge].source, self.plan.bridges[bridge].destination);
+                let peer = if role == Role::Source { Some(source) } else { destination };
+                let waits =
+                    self.plan.is_tight && peer.is_some_and(|peer| self.plan.peers[peer].smux.is_some());
+                if end.began && end.saw.is_none() && !waits {
                     return self
                         .fail(now, format!("bridge {bridge}: {role:?} never learned that it is over"));
                 }

@@ -206,8 +206,8 @@ pub struct BridgePlan {
     pub end: EndPlan,
     /// What the destination answers.
     pub answer: Answer,
-    /// The source sends before the response came.
-    pub is_eager: bool,
+    /// So many bytes the source sends before the response came.
+    pub eager_len: u64,
 }
 
 /// One direction of a bridge.

@@ -104,7 +104,7 @@ fn walk(draw: &mut Draw<'_>) {
         back: FlowPlan { len: 100_000, write_len: 3000, pause_ns: 0, reader: Reader::Eager },
         end: EndPlan::SourceAfterBoth,
         answer: Answer::Accepts(0),
-        is_eager: false,
+        eager_len: 0,
     });
 }
 
@@ -507,7 +507,8 @@ impl Draw<'_> {
             } else {
                 0
             }),
-            is_eager: self.random.chance(100_000),
+            // Well below what a session may send ahead of its bridges, whatever else does.
+            eager_len: if self.random.chance(100_000) { 4096 } else { 0 },
         }
     }
 

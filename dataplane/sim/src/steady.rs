@@ -58,7 +58,7 @@ fn bridge(at: Nanos, len: u64, write_len: usize) -> BridgePlan {
         back: flow(0),
         end: EndPlan::SourceAfterBoth,
         answer: Answer::Accepts(0),
-        is_eager: false,
+        eager_len: 0,
     }
 }
 

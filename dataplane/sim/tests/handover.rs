@@ -60,7 +60,7 @@ fn case(seed: u64) -> Plan {
                 back: flow(),
                 end: EndPlan::SourceAfterBoth,
                 answer: Answer::Accepts(0),
-                is_eager: false,
+                eager_len: 0,
             }
         })
         .collect();

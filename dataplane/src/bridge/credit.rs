@@ -1,46 +1,18 @@
 //! Credit of a bridge: given back as bytes leave, raised where the way is long, and never beyond the budget.
 
-use ringwire_proto::yamux::INITIAL_WINDOW;
-
 use super::{Half, State};
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos};
 use crate::limits;
 use crate::session::Session;
 use crate::slab::Key;
-use crate::warn;
-use crate::worker::Worker;
+use crate::worker::{Timer, Worker};
 
 impl<D: Driver> Worker<D> {
-    /// Counts a new stream's base window as used. False: the budget, or the session's share of it, has no room for streams, and
-    /// the stream is refused.
-    pub(super) fn promise_window(&mut self, half_key: Key) -> bool {
-        let held = self.driver.pool().held_len();
-        let Some(half) = self.halves.find_mut(half_key) else { return false };
-        let Some(open) = self.sessions.find_mut(half.session).and_then(Session::open_mut) else {
-            return false;
-        };
-        if !self.budget.allows_stream(held) || open.promised >= self.budget.session_limit() {
-            self.counters.count(Counter::RefusedBudget);
-            return false;
-        }
-        half.promised = INITIAL_WINDOW as usize;
-        open.promised += half.promised;
-        self.budget.promise(half.promised);
-        true
-    }
-
-    /// Takes back what was promised to a half's peer.
-    pub(crate) fn release_promise(&mut self, half_key: Key) {
-        let Some(half) = self.halves.find_mut(half_key) else { return };
-        let (session, promised) = (half.session, std::mem::take(&mut half.promised));
-        self.release_promised(session, promised);
-    }
-
-    pub(crate) fn release_promised(&mut self, session: Key, len: usize) {
-        self.budget.release(len);
-        if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
-            open.promised -= len;
+    /// Credit beyond a half's base window does not count any more.
+    pub(crate) fn release_extra(&mut self, half_key: Key) {
+        if let Some(half) = self.halves.find_mut(half_key) {
+            self.budget.release(std::mem::take(&mut half.extra));
         }
     }
 
@@ -69,9 +41,8 @@ impl<D: Driver> Worker<D> {
         // Only what it sent and did not get back counts.
         let owed = open.mux.unconsumed(stream).min(len as usize);
         let kept = withhold(source, owed, backlog);
-        self.budget.release(kept);
-        open.promised -= kept;
-        open.mux.consumed(stream, owed - kept);
+        self.budget.release(kept.extra);
+        open.mux.consumed(stream, owed - kept.extra - kept.debt);
         self.mark(session);
         self.consider_window(source_key, backlog);
     }
@@ -81,14 +52,15 @@ impl<D: Driver> Worker<D> {
     fn consider_window(&mut self, source_key: Key, backlog: usize) {
         let now = self.driver.now();
         let Some(source) = self.halves.find_mut(source_key) else { return };
-        if source.window_len < source.promised || source.state != State::Bridged {
+        let window = source.window();
+        if source.window_len < window || source.state != State::Bridged {
             return;
         }
         let (delivered, elapsed) = (source.window_len, now.saturating_sub(source.window_since));
         (source.window_len, source.window_since) = (0, now);
-        let (window, session, stream) = (source.promised, source.session, source.stream);
+        let (session, stream, is_first) = (source.session, source.stream, source.extra == 0);
         let extra = window.min((limits::STREAM_WINDOW_MAX as usize).saturating_sub(window));
-        if extra == 0 || backlog > window / 4 {
+        if extra == 0 || source.debt > 0 || backlog > window / 4 {
             return;
         }
         let Some(round_trip) = self.round_trip(session) else { return self.mark(session) };
@@ -102,98 +74,88 @@ impl<D: Driver> Worker<D> {
             self.counters.count(Counter::ExtraCreditRefused);
             return;
         }
-        self.budget.promise(extra);
+        self.budget.grant(extra);
         self.counters.add(Counter::ExtraCredit, extra as u64);
         if let Some(source) = self.halves.find_mut(source_key) {
-            source.promised += extra;
+            source.extra += extra;
+        }
+        if is_first {
+            if self.extended.is_empty() {
+                self.wheel.schedule(now + limits::EXTRA_SWEEP_NS, Timer::Extra);
+            }
+            self.extended.push(source_key);
         }
         if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) {
-            open.promised += extra;
             open.mux.grant_extra(stream, extra);
         }
         self.mark(session);
     }
 
-    /// Bytes of pages that are held, less what others have of them and were just told to drop.
-    fn held_len(&mut self) -> usize {
-        let now = self.driver.now();
-        let recalled = self.team.as_mut().map_or(0, |team| team.recalled_len(now));
-        self.driver.pool().held_len().saturating_sub(recalled)
-    }
-
-    /// The budget is used up: the backlogs that have waited longest for their peers go, a few a turn, until it is not. Waiting
-    /// is for credit of the peer, or for its connection to take a send.
-    pub(crate) fn relieve_memory(&mut self) {
-        let held = self.held_len();
-        if !self.budget.is_exhausted(held) {
-            return;
-        }
-        let mut waiting: Vec<(u64, Key, Key)> = self
-            .halves
-            .iter()
-            .filter(|(_, half)| {
-                !half.queue.is_empty() || !half.early.is_empty() || lent_since(half).is_some()
-            })
-            .map(|(key, half)| {
-                let sending = self.sessions.find(half.session).filter(|session| session.sending);
-                let since = half.blocked_since.or(sending.map(|session| session.sending_since));
-                let since = since.or(lent_since(half));
-                (since.unwrap_or(u64::MAX), key, half.partner)
-            })
-            .collect();
-        waiting.sort_unstable_by_key(|&(since, key, _)| (since, key.index));
-        let mut resets = 0;
-        for (_, key, partner) in waiting.into_iter().take(limits::RESETS_PER_TURN_MAX) {
-            let held = self.held_len();
-            if !self.budget.is_exhausted(held) {
-                break;
+    /// Streams that are idle lose their extra credit: it counts no more, and what their peers have of it is taken back from what they
+    /// are owed later.
+    pub(crate) fn sweep_extra(&mut self, now: Nanos) {
+        let mut extended = std::mem::take(&mut self.extended);
+        extended.retain(|&key| {
+            let Some(half) = self.halves.find_mut(key).filter(|half| half.extra > 0) else { return false };
+            if now.saturating_sub(half.active_at) < limits::EXTRA_IDLE_NS {
+                return true;
             }
-            resets += 1;
-            self.reset_half(key);
-            self.reset_half(partner);
+            let extra = std::mem::take(&mut half.extra);
+            half.debt += extra;
+            self.budget.release(extra);
+            self.counters.add(Counter::ExtraCreditIdle, extra as u64);
+            false
+        });
+        if !extended.is_empty() {
+            self.wheel.schedule(now + limits::EXTRA_SWEEP_NS, Timer::Extra);
         }
-        self.counters.add(Counter::ResetsMemory, resets);
-        let Some(suppressed) = self.warnings.admit(warn::Kind::MemoryUsedUp, self.driver.now()) else {
-            return;
-        };
-        tracing::warn!(
-            resets,
-            suppressed,
-            "buffer memory is used up: the longest-stalled streams are reset (raise the budget, or allow fewer streams)"
-        );
+        self.extended = extended;
     }
 }
 
-/// Since when another worker has bytes for which a stand-in stands.
-fn lent_since(half: &Half) -> Option<Nanos> {
-    let stand_in = half.stand_in.as_ref().filter(|stand_in| stand_in.lent_len > 0)?;
-    Some(stand_in.lent_since)
+/// What is kept of what a source is owed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Kept {
+    extra: usize,
+    debt: usize,
 }
 
-/// Takes extra credit back while the destination does not keep up: what its source is owed is kept, as far as it exceeds the
-/// base window. Returns the bytes kept.
-fn withhold(source: &mut Half, owed: usize, backlog: usize) -> usize {
-    let extra = source.promised.saturating_sub(INITIAL_WINDOW as usize);
-    if backlog <= source.promised / 2 {
-        return 0;
-    }
-    let kept = owed.min(extra);
-    source.promised -= kept;
-    kept
+/// Takes extra credit back: what it has from before it was idle, and, while the destination does not keep up, what it has beyond the
+/// base window.
+fn withhold(source: &mut Half, owed: usize, backlog: usize) -> Kept {
+    let debt = owed.min(source.debt);
+    let lags = backlog > source.window() / 2;
+    source.debt -= debt;
+    let extra = if lags { (owed - debt).min(source.extra) } else { 0 };
+    source.extra -= extra;
+    Kept { extra, debt }
 }
 
 #[cfg(test)]
 mod tests {
+    use ringwire_proto::yamux::INITIAL_WINDOW;
+
     use super::*;
+
+    fn source(extra: usize) -> Half {
+        Half { extra, ..Half::new(Key::NONE, 1, State::Bridged, false, Key::NONE) }
+    }
 
     #[test]
     fn extra_credit_is_kept_back_only_while_the_destination_lags() {
-        let mut source = Half::new(Key::NONE, 1, State::Bridged, false);
-        source.promised = INITIAL_WINDOW as usize + 100_000;
-        assert_eq!(withhold(&mut source, 60_000, 10_000), 0);
-        assert_eq!(withhold(&mut source, 60_000, 250_000), 60_000);
-        assert_eq!(withhold(&mut source, 60_000, 250_000), 40_000);
-        assert_eq!(withhold(&mut source, 60_000, 250_000), 0);
-        assert_eq!(source.promised, INITIAL_WINDOW as usize);
+        let mut source = source(100_000);
+        let mut kept = |owed, backlog| withhold(&mut source, owed, backlog).extra;
+        assert_eq!([kept(60_000, 10_000), kept(60_000, 250_000)], [0, 60_000]);
+        assert_eq!([kept(60_000, 250_000), kept(60_000, 250_000)], [40_000, 0]);
+        assert_eq!(source.window(), INITIAL_WINDOW as usize);
+    }
+
+    #[test]
+    fn what_was_idle_is_taken_back_first() {
+        let mut source = Half { debt: 50_000, ..source(100_000) };
+        assert_eq!(withhold(&mut source, 30_000, 0), Kept { extra: 0, debt: 30_000 });
+        assert_eq!(withhold(&mut source, 30_000, 0), Kept { extra: 0, debt: 20_000 });
+        assert_eq!(withhold(&mut source, 30_000, 0), Kept::default());
+        assert_eq!(source.window(), INITIAL_WINDOW as usize + 100_000);
     }
 }

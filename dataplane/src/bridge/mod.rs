@@ -5,14 +5,18 @@
 
 mod credit;
 mod fault;
+mod holding;
 mod open;
 mod payload;
+mod unanswered;
 
-pub(crate) use open::Undecided;
+pub(crate) use open::{Source, Undecided};
+pub(crate) use unanswered::Unanswered;
 
 use std::sync::Arc;
 
 use ringwire_proto::identity::PublicKey;
+use ringwire_proto::yamux::{self, INITIAL_WINDOW};
 
 use crate::driver::Nanos;
 use crate::queue::Queue;
@@ -63,8 +67,16 @@ pub(crate) struct Half {
     pub(crate) large_at: Nanos,
     /// Session whose bytes it sends: the partner's, kept so that turns are fair between sources after the partner is gone.
     pub(crate) source: Key,
-    /// Credit of its peer that counts against the budget, in bytes: the base window and what was granted beyond it.
-    pub(crate) promised: usize,
+    /// For whom its bytes are held: whoever dialled.
+    pub(crate) holder: Key,
+    /// Of its early bytes: those that count among its session's unbridged ones.
+    pub(crate) unbridged_len: usize,
+    /// It counts among the requests of its holder that are not complete.
+    pub(crate) is_unfinished: bool,
+    /// Credit of its peer beyond the base window that counts against the budget, in bytes.
+    pub(crate) extra: usize,
+    /// Such credit that does not count any more, because the stream was idle: what it is owed goes towards this first.
+    pub(crate) debt: usize,
     /// Bytes of its peer delivered since `window_since`: a whole window decides whether it should be larger.
     pub(crate) window_len: usize,
     pub(crate) window_since: Nanos,
@@ -114,7 +126,7 @@ pub(crate) struct Expected {
 
 impl Half {
     /// A stream that was just opened, by its peer or (`is_forward`) by us.
-    pub(crate) fn new(session: Key, stream: u32, state: State, is_forward: bool) -> Self {
+    pub(crate) fn new(session: Key, stream: u32, state: State, is_forward: bool, holder: Key) -> Self {
         Self {
             session,
             stream,
@@ -137,7 +149,11 @@ impl Half {
             active_at: 0,
             large_at: 0,
             source: Key::NONE,
-            promised: 0,
+            holder,
+            unbridged_len: 0,
+            is_unfinished: false,
+            extra: 0,
+            debt: 0,
             window_len: 0,
             window_since: 0,
             bridged: 0,
@@ -150,12 +166,29 @@ impl Half {
     }
 
     /// What `owner` has for a partner when that is of another worker.
-    pub(crate) fn stand_in(owner: Key, state: State, is_forward: bool, stand_in: StandIn) -> Self {
+    pub(crate) fn stand_in(
+        owner: Key,
+        state: State,
+        is_forward: bool,
+        holder: Key,
+        stand_in: StandIn,
+    ) -> Self {
         Self {
             partner: owner,
             stand_in: Some(Box::new(stand_in)),
-            ..Self::new(Key::NONE, 0, state, is_forward)
+            ..Self::new(Key::NONE, 0, state, is_forward, holder)
         }
+    }
+
+    /// Credit of its peer in all, in bytes.
+    pub(crate) fn window(&self) -> usize {
+        INITIAL_WINDOW as usize + self.extra + self.debt
+    }
+
+    /// Bytes of this worker's memory that are held for it: queued, early, or with another worker.
+    pub(crate) fn held_len(&self) -> usize {
+        let lent_len = self.stand_in.as_ref().map_or(0, |stand_in| stand_in.lent_len);
+        self.queue.own_len() + self.early.own_len() + lent_len
     }
 
     /// Whether the bridge it is part of is counted here: one that crosses, where its source is.
@@ -163,3 +196,8 @@ impl Half {
         self.stand_in.is_none() && !(self.crosses && self.is_forward)
     }
 }
+
+const _: () = assert!(
+    size_of::<Half>() + size_of::<yamux::Stream<Key>>() <= crate::limits::STREAM_LEN,
+    "what a stream counts for covers its places in the tables"
+);

@@ -27,6 +27,17 @@ pub(crate) struct Undecided {
     proofs_left: usize,
 }
 
+/// For whom a stream is opened towards a destination.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source {
+    /// The half of the request, or who stands there for it.
+    pub(crate) half: Key,
+    /// Its session, for turns.
+    pub(crate) session: Key,
+    /// Who dials: what the bridge holds is held for it.
+    pub(crate) holder: Key,
+}
+
 /// What stands at the head of a stream.
 enum Head {
     /// Not all of it has arrived.
@@ -43,7 +54,11 @@ impl<D: Driver> Worker<D> {
     /// A client opened a stream: acknowledged at once, even when it will be refused (dmsg-wire 5.3).
     pub(crate) fn accept_stream(&mut self, session_key: Key, stream: u32) {
         let now = self.driver.now();
-        let half = self.halves.insert(Half::new(session_key, stream, State::Request, false));
+        let Some(holder) = self.sessions.find(session_key).and_then(Session::open).map(|open| open.holder)
+        else {
+            return;
+        };
+        let half = self.insert_half(Half::new(session_key, stream, State::Request, false, holder));
         self.counters.count(Counter::StreamsOpened);
         let Some(open) = self.sessions.find_mut(session_key).and_then(Session::open_mut) else { return };
         open.mux.accept(stream, half);
@@ -52,9 +67,18 @@ impl<D: Driver> Worker<D> {
             self.end_half(half);
             return;
         }
-        if !self.promise_window(half) {
+        if !self.admit_stream(holder) {
             self.end_half(half);
             return;
+        }
+        if !self.holders.begin_request(holder) {
+            // As a Go peer does beyond its backlog: nothing of it stays.
+            self.counters.count(Counter::RefusedUnfinished);
+            self.reset_half(half);
+            return;
+        }
+        if let Some(half) = self.halves.find_mut(half) {
+            half.is_unfinished = true;
         }
         self.set_deadline(half, now + limits::REQUEST_TIMEOUT_NS);
     }
@@ -71,7 +95,11 @@ impl<D: Driver> Worker<D> {
             // What follows the object waits where it is.
             return;
         }
-        match (self.take_head(half_key), is_request) {
+        let head = self.take_head(half_key);
+        if !matches!(head, Head::Incomplete) {
+            self.request_ended(half_key);
+        }
+        match (head, is_request) {
             (Head::Incomplete, _) => {}
             (Head::Ping, true) => {
                 self.counters.count(Counter::StreamPings);
@@ -109,7 +137,11 @@ impl<D: Driver> Worker<D> {
             packet.extend_from_slice(self.driver.pool().bytes(span));
             self.driver.pool().release(span);
         }
-        let (session, stream) = (half.session, half.stream);
+        let (session, stream, holder) = (half.session, half.stream, half.holder);
+        self.holders.discharge(holder, packet.len());
+        // Behind a response nothing counts any more; behind a request everything does.
+        let released = if half.state == State::Response { usize::MAX } else { packet.len() };
+        self.release_unbridged(half_key, released);
         let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) else {
             return Head::Incomplete;
         };
@@ -139,9 +171,13 @@ impl<D: Driver> Worker<D> {
         };
         half.verifying = Some(signed);
         let (owner, class) = (Owner::Half(half_key), Class::Established(session_key));
-        if self.submit(Job { owner, class, work }) {
-            return;
+        if !self.submit(Job { owner, class, work }) {
+            self.verification_refused(half_key);
         }
+    }
+
+    /// Nobody will judge a half's object.
+    pub(crate) fn verification_refused(&mut self, half_key: Key) {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         half.verifying = None;
         if half.state == State::Response { self.refuse_response(half_key) } else { self.end_half(half_key) }
@@ -260,8 +296,9 @@ impl<D: Driver> Worker<D> {
             return self.dial_elsewhere(half_key, place, destination, signed);
         }
         let session = Key::from_number(place.session);
-        let source_session = self.halves.find(half_key).map_or(Key::NONE, |half| half.session);
-        match self.open_forward(half_key, source_session, session, destination, signed) {
+        let Some(half) = self.halves.find(half_key) else { return };
+        let source = Source { half: half_key, session: half.session, holder: half.holder };
+        match self.open_forward(source, session, destination, signed) {
             Ok(forward_key) => {
                 if let Some(half) = self.halves.find_mut(half_key) {
                     half.partner = forward_key;
@@ -275,32 +312,38 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    /// Opens a stream towards a destination for the half `source` (whose session `source_session` is, for turns) and passes
-    /// the request on. An error is what counts it, unless it was counted.
+    /// Opens a stream towards a destination and passes the request on. An error is what counts it, unless it was counted.
     pub(crate) fn open_forward(
         &mut self,
-        source: Key,
-        source_session: Key,
+        source: Source,
         session: Key,
         destination: PublicKey,
         signed: &[u8],
     ) -> Result<Key, Option<Counter>> {
         let now = self.driver.now();
-        let forward_key = self.halves.insert(Half::new(session, 0, State::Response, true));
-        if !self.promise_window(forward_key) {
-            self.halves.remove(forward_key);
+        if !self.admit_stream(source.holder) {
             return Err(None);
         }
+        let name = self.holders.name(source.holder);
+        let open = self.sessions.find(session).and_then(Session::open);
+        if !name.zip(open).is_some_and(|(name, open)| open.unanswered.admits(name)) {
+            return Err(Some(Counter::RefusedUnanswered));
+        }
+        let forward_key = self.insert_half(Half::new(session, 0, State::Response, true, source.holder));
         let Some(stream) = self.open_stream(session, forward_key) else {
-            self.release_promise(forward_key);
-            self.halves.remove(forward_key);
+            self.take_half(forward_key);
             return Err(Some(Counter::RefusedOpen));
         };
         self.counters.count(Counter::ForwardsOpened);
+        if let Some(name) = name
+            && let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut)
+        {
+            open.unanswered.push(forward_key, name);
+        }
         if let Some(forward) = self.halves.find_mut(forward_key) {
             forward.stream = stream;
-            forward.partner = source;
-            forward.source = source_session;
+            forward.partner = source.half;
+            forward.source = source.session;
             forward.expected =
                 Some(Box::new(Expected { request_hash: object::object_hash(signed), destination }));
         }
@@ -316,11 +359,20 @@ impl<D: Driver> Worker<D> {
         let Some(forward) = self.halves.find_mut(forward_key) else { return };
         let source_key = forward.partner;
         forward.expected = None;
+        self.dial_ended(forward_key);
         if let Err(fault) = result {
             self.note_fault(forward_key, &fault.into());
             return self.refuse_response(forward_key);
         }
         self.join_halves(source_key, forward_key, &signed);
+    }
+
+    /// A dial is answered, or over.
+    pub(crate) fn dial_ended(&mut self, forward_key: Key) {
+        let Some(forward) = self.halves.find(forward_key).filter(|half| half.is_forward) else { return };
+        if let Some(open) = self.sessions.find_mut(forward.session).and_then(Session::open_mut) {
+            open.unanswered.remove(forward_key);
+        }
     }
 
     /// The response is good: it goes to the source, and the two halves are a bridge from here on. One of them may be a

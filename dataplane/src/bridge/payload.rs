@@ -67,7 +67,7 @@ impl<D: Driver> Worker<D> {
     /// Queues received payload for a half's peer: in place when it is worth a page, else as a packed copy.
     pub(crate) fn queue_span(&mut self, half_key: Key, span: Span) {
         let Some(half) = self.halves.find_mut(half_key) else { return };
-        let pool = self.driver.pool();
+        let (pool, holder, held) = (self.driver.pool(), half.holder, half.queue.own_len());
         let mut rest = span;
         if span.len() < limits::COPY_BELOW {
             self.scratch.clear();
@@ -87,6 +87,8 @@ impl<D: Driver> Worker<D> {
                 self.touched.push(half_key);
             }
         }
+        let added = half.queue.own_len() - held;
+        self.charge(holder, added);
         self.list_half(half_key);
     }
 
@@ -94,13 +96,14 @@ impl<D: Driver> Worker<D> {
     pub(super) fn queue_bytes(&mut self, half_key: Key, bytes: &[u8]) {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         let queued = half.queue.push_copy(&mut self.nodes, self.driver.pool(), bytes);
+        let (holder, partner) = (half.holder, half.partner);
+        half.own_len += bytes.len();
+        self.charge(holder, queued);
         if queued < bytes.len() {
             // Half an object is worse than none: neither stream can be used.
-            let partner = half.partner;
             self.reset_half(half_key);
             return self.end_half(partner);
         }
-        half.own_len += bytes.len();
         self.list_half(half_key);
     }
 
@@ -109,23 +112,29 @@ impl<D: Driver> Worker<D> {
         self.scratch.clear();
         self.scratch.extend_from_slice(self.driver.pool().bytes(span));
         let kept = half.early.push_copy(&mut self.nodes, self.driver.pool(), &self.scratch);
+        let (holder, partner) = (half.holder, half.partner);
+        self.charge(holder, kept);
         if kept < span.len() {
-            let partner = half.partner;
             self.reset_half(half_key);
             self.end_half(partner);
+        } else if !self.count_unbridged(half_key, kept) {
+            self.counters.count(Counter::ResetsUnbridged);
+            self.break_half(half_key);
         }
     }
 
     /// Bytes that came behind a half's object go on to the partner.
     pub(super) fn pass_early(&mut self, half_key: Key) {
+        self.release_unbridged(half_key, usize::MAX);
         let Some(half) = self.halves.find_mut(half_key) else { return };
         let mut early = std::mem::take(&mut half.early);
-        let (partner_key, finished) = (half.partner, half.finished);
+        let (partner_key, finished, holder) = (half.partner, half.finished, half.holder);
         self.counters.add(Counter::BytesBridged, early.len() as u64);
         let Some(partner) = self.halves.find_mut(partner_key) else {
-            early.clear(&mut self.nodes, self.driver.pool());
-            return;
+            let dropped = early.clear(&mut self.nodes, self.driver.pool());
+            return self.holders.discharge(holder, dropped);
         };
+        debug_assert_eq!(partner.holder, holder, "a bridge is held for one");
         partner.queue.append(&mut self.nodes, &mut early);
         self.list_half(partner_key);
         if finished {
@@ -162,9 +171,9 @@ impl<D: Driver> Worker<D> {
                 let partner = half.partner;
                 half.deadline = Nanos::MAX;
                 self.leave_bridge(half_key);
-                // Neither side's credit will be used for much any more: other streams may have the room.
-                self.release_promise(half_key);
-                self.release_promise(partner);
+                // Neither side's extra credit will be used for much any more: what is sent on it counts as held.
+                self.release_extra(half_key);
+                self.release_extra(partner);
                 if self.halves.find(partner).is_some() {
                     self.finish_half(partner);
                 } else {
@@ -260,10 +269,14 @@ impl<D: Driver> Worker<D> {
         if half.stand_in.is_some() {
             return self.owe(half_key, |stand_in| stand_in.owes.end = true);
         }
-        let mut early = std::mem::take(&mut half.early);
+        let (mut early, holder) = (std::mem::take(&mut half.early), half.holder);
         let dropped = early.clear(&mut self.nodes, self.driver.pool());
         let deadline = self.driver.now() + limits::DRAIN_TIMEOUT_NS;
-        self.release_promise(half_key);
+        self.holders.discharge(holder, dropped);
+        self.request_ended(half_key);
+        self.release_unbridged(half_key, usize::MAX);
+        self.dial_ended(half_key);
+        self.release_extra(half_key);
         self.drop_payload(half_key, dropped);
         self.set_deadline(half_key, deadline);
         self.list_half(half_key);
@@ -332,9 +345,9 @@ impl<D: Driver> Worker<D> {
 
     /// Forgets a half whose stream is gone. A partner that still expects bytes of it ends.
     pub(crate) fn remove_half(&mut self, half_key: Key) {
-        self.release_promise(half_key);
         self.leave_bridge(half_key);
-        let Some(mut half) = self.halves.remove(half_key) else { return };
+        self.dial_ended(half_key);
+        let Some(mut half) = self.take_half(half_key) else { return };
         let pool = self.driver.pool();
         let dropped = half.queue.clear(&mut self.nodes, pool) + half.early.clear(&mut self.nodes, pool);
         if half.verifying.is_some() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ringwire_proto::entropy::Entropy;
 
-use super::{Class, Done, Finding, Job, JobQueue, Lane, Owner, Verifier};
+use super::{Done, Finding, Job, JobQueue, Lane, Owner, Verifier};
 use crate::driver::Nanos;
 use crate::limits;
 use crate::worker::Identity;
@@ -21,9 +21,8 @@ pub struct InlineLane {
     hands: usize,
     /// Begun: when each is done, and its result.
     busy: Vec<(Nanos, Done)>,
-    /// Jobs that may wait: of established sessions, of strangers.
-    jobs_max: (usize, usize),
-    cancelled: Vec<Owner>,
+    /// Results of jobs that nobody did.
+    undone: Vec<Done>,
 }
 
 impl std::fmt::Debug for InlineLane {
@@ -54,14 +53,16 @@ impl InlineLane {
             cost,
             hands,
             busy: Vec::new(),
-            jobs_max: (limits::ESTABLISHED_JOBS_MAX, limits::STRANGER_JOBS_MAX),
-            cancelled: Vec::new(),
+            undone: Vec::new(),
         }
     }
 
     /// The same with room for so many waiting jobs in each queue.
     pub fn with_room_for(mut self, jobs_max: usize) -> Self {
-        self.jobs_max = (jobs_max.min(self.jobs_max.0), jobs_max.min(self.jobs_max.1));
+        self.queue = JobQueue::with_room_for(
+            jobs_max.min(limits::ESTABLISHED_JOBS_MAX),
+            jobs_max.min(limits::STRANGER_JOBS_MAX),
+        );
         self
     }
 
@@ -77,27 +78,22 @@ impl InlineLane {
 
 impl Lane for InlineLane {
     fn submit(&mut self, now: Nanos, job: Job) -> Result<(), Job> {
-        let (waiting, most) = match job.class {
-            Class::Established(_) => (self.queue.established_len(), self.jobs_max.0),
-            Class::Stranger(_) => (self.queue.strangers_len(), self.jobs_max.1),
-        };
-        if waiting >= most {
-            return Err(job);
+        if let Some((_, job)) = self.queue.push(PORT, job) {
+            self.undone.push(Done { owner: job.owner, finding: Finding::Refused });
         }
-        self.queue.push(PORT, job);
         self.begin(now);
         Ok(())
     }
 
     fn cancel(&mut self, owner: Owner) {
         if self.queue.cancel(PORT, owner).is_some() {
-            self.cancelled.push(owner);
+            self.undone.push(Done { owner, finding: Finding::Cancelled });
         }
     }
 
     fn take(&mut self, now: Nanos) -> Option<Done> {
-        if let Some(owner) = self.cancelled.pop() {
-            return Some(Done { owner, finding: Finding::Cancelled });
+        if let Some(done) = self.undone.pop() {
+            return Some(done);
         }
         let (index, &(at, _)) = self.busy.iter().enumerate().min_by_key(|(_, (at, _))| *at)?;
         if at > now {
@@ -109,6 +105,9 @@ impl Lane for InlineLane {
     }
 
     fn due(&self) -> Option<Nanos> {
+        if !self.undone.is_empty() {
+            return Some(0);
+        }
         self.busy.iter().map(|(at, _)| *at).min()
     }
 }

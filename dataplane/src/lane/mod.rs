@@ -40,8 +40,9 @@ use crate::slab::Key;
 
 /// What a worker sees of the lane.
 pub trait Lane: Send {
-    /// Hands over a job; exactly one [`Done`] will come for it, unless it is refused and comes back at once: as many jobs of
-    /// its class are under way as may be.
+    /// Hands over a job; exactly one [`Done`] will come for it, unless it is refused and comes back at once: far too many jobs of
+    /// its class are under way. Before it comes to that, whoever has most of those that wait is refused
+    /// ([`Finding::Refused`]).
     ///
     /// # Errors
     /// The job itself.
@@ -155,6 +156,8 @@ pub enum Finding {
     Response(Result<(), ObjectError>),
     /// Nothing was done: the owner had gone.
     Cancelled,
+    /// Nothing was done: there were too many jobs, and most of them from where this one came from.
+    Refused,
 }
 
 /// A handshake after message 2.

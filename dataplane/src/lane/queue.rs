@@ -15,13 +15,22 @@ use crate::slab::Key;
 pub type Port = usize;
 
 /// See the module's head.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct JobQueue {
     established: Fair<(Port, Key), (Port, Job)>,
     strangers: Fair<Prefix, (Port, Job)>,
     places: BTreeMap<(Port, Owner), Place>,
     /// Jobs of established sessions taken in a row while a stranger waited.
     in_a_row: u32,
+    /// Jobs that may wait.
+    established_max: usize,
+    strangers_max: usize,
+}
+
+impl Default for JobQueue {
+    fn default() -> Self {
+        Self::with_room_for(limits::ESTABLISHED_JOBS_MAX, limits::STRANGER_JOBS_MAX)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -31,8 +40,21 @@ enum Place {
 }
 
 impl JobQueue {
-    /// Puts a job into its queue.
-    pub fn push(&mut self, port: Port, job: Job) {
+    /// An empty queue with room for so many jobs of established sessions and of strangers.
+    pub fn with_room_for(established_max: usize, strangers_max: usize) -> Self {
+        Self {
+            established: Fair::default(),
+            strangers: Fair::default(),
+            places: BTreeMap::new(),
+            in_a_row: 0,
+            established_max,
+            strangers_max,
+        }
+    }
+
+    /// Puts a job into its queue. When that has more than its bound, the newest job of whoever has most in it comes back: a full
+    /// queue is full of somebody's jobs, and the next to come is seldom theirs.
+    pub fn push(&mut self, port: Port, job: Job) -> Option<(Port, Job)> {
         let owner = job.owner;
         let place = match job.class {
             Class::Established(session) => {
@@ -42,6 +64,21 @@ impl JobQueue {
         };
         let former = self.places.insert((port, owner), place);
         debug_assert!(former.is_none(), "one job at a time for each owner");
+        let refused = match place {
+            Place::Established(_) if self.established.len() > self.established_max => {
+                let newest = self.established.newest_of_largest().map(|(key, _)| key);
+                newest.and_then(|key| self.established.remove(key))
+            }
+            Place::Stranger(_) if self.strangers.len() > self.strangers_max => {
+                let newest = self.strangers.newest_of_largest().map(|(key, _)| key);
+                newest.and_then(|key| self.strangers.remove(key))
+            }
+            Place::Established(_) | Place::Stranger(_) => None,
+        };
+        if let Some((port, job)) = &refused {
+            self.places.remove(&(*port, job.owner));
+        }
+        refused
     }
 
     /// Takes back the job of an owner, if it still waits.
@@ -153,6 +190,27 @@ mod tests {
             queue.push(0, established(index, 7));
         }
         assert_eq!(drain(&mut queue).len(), 3);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_whoever_has_most_and_not_whoever_comes_next() {
+        let mut queue = JobQueue::with_room_for(100, 100);
+        for index in 0..100 {
+            assert!(queue.push(0, established(index, 7)).is_none());
+            assert!(queue.push(0, stranger(1000 + index, 1)).is_none());
+        }
+        for index in 0..10 {
+            let refused = queue.push(1, established(index, 8)).map(|(port, job)| (port, job.owner));
+            assert_eq!(refused, Some((0, Owner::Half(key(99 - index)))), "the newest of the largest");
+            let refused = queue.push(1, stranger(2000 + index, 2)).map(|(port, job)| (port, job.owner));
+            assert_eq!(refused, Some((0, Owner::Session(key(1099 - index)))));
+        }
+        // The largest itself gains nothing by pushing on.
+        let own = queue.push(0, established(500, 7)).map(|(_, job)| job.owner);
+        assert_eq!(own, Some(Owner::Half(key(500))));
+        assert_eq!((queue.established_len(), queue.strangers_len()), (100, 100));
+        assert_eq!(drain(&mut queue).len(), 200);
+        assert!(queue.places.is_empty());
     }
 
     #[test]

@@ -246,7 +246,14 @@ impl Shared {
 impl State {
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Job(port, job) => self.queue.push(port, job),
+            Message::Job(port, job) => {
+                if let Some((port, job)) = self.queue.push(port, job)
+                    && let Some(home) = self.homes.get(port)
+                {
+                    // Told with its next result: it has some under way.
+                    let _ = home.results.send(Done { owner: job.owner, finding: Finding::Refused });
+                }
+            }
             Message::Cancel(port, owner) => {
                 if self.queue.cancel(port, owner).is_some()
                     && let Some(home) = self.homes.get(port)
@@ -306,8 +313,10 @@ struct LanePort {
 impl Lane for LanePort {
     fn submit(&mut self, _now: Nanos, job: Job) -> Result<(), Job> {
         let (under_way, most) = match job.class {
-            Class::Established(_) => (&mut self.established, limits::ESTABLISHED_JOBS_MAX),
-            Class::Stranger(_) => (&mut self.strangers, limits::STRANGER_JOBS_MAX),
+            // The queue refuses whoever has most when it is full; what is refused comes back as a result. This bounds what is on the
+            // way, whatever the lane's threads get done.
+            Class::Established(_) => (&mut self.established, 2 * limits::ESTABLISHED_JOBS_MAX),
+            Class::Stranger(_) => (&mut self.strangers, 2 * limits::STRANGER_JOBS_MAX),
         };
         if *under_way >= most {
             return Err(job);
@@ -525,7 +534,8 @@ mod tests {
                 work: Work::Greet { frame: Vec::new(), hybrid: Hybrid::Offer },
             }
         };
-        let most = limits::ESTABLISHED_JOBS_MAX as u32;
+        // Those that wait are fewer: what is beyond comes back as refused.
+        let most = 2 * limits::ESTABLISHED_JOBS_MAX as u32;
         for index in 0..most {
             port.submit(0, half(index)).unwrap();
         }

@@ -308,8 +308,8 @@ fn public_key(serving: Option<&Serving>) -> Vec<u8> {
 
 fn memory(report: &Report) -> Memory {
     Memory {
-        held: report.held_len as u64,
-        promised: report.promised_len as u64,
+        held: (report.held_len + report.streams_len) as u64,
+        promised: report.extra_len as u64,
         budget: report.budget_len as u64,
     }
 }

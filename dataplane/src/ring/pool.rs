@@ -13,7 +13,7 @@ use std::io::{self, IoSliceMut};
 
 use super::loans::{LOANS_FROM, Lender, Loans};
 use super::region::Region;
-use crate::limits::{PAGE_LEN, PAGES_AT_START, RECEIVE_LEN_MAX};
+use crate::limits::{PAGE_LEN, PAGES_AT_START, PAGES_KEPT, RECEIVE_LEN_MAX};
 
 /// Pages one [`Pool::fill`] takes at most.
 pub const PAGES_PER_FILL_MAX: usize = RECEIVE_LEN_MAX / PAGE_LEN;
@@ -40,6 +40,11 @@ impl Span {
     /// The page it lies in.
     pub fn page(self) -> u32 {
         self.page
+    }
+
+    /// How many of its bytes lie in memory of another worker: all, or none.
+    pub fn borrowed_len(self) -> usize {
+        if self.page >= LOANS_FROM { self.len() } else { 0 }
     }
 
     /// The sub-span `from..from + len`. Holds no reference of its own.
@@ -121,8 +126,12 @@ pub struct Pool {
     region: Region,
     /// Grows to the highest page ever used; those behind it are free.
     pages: Vec<Page>,
-    /// Free pages among them.
+    /// Free pages among them whose memory is resident.
     free: Vec<u32>,
+    /// Free pages whose memory was given back to the kernel.
+    cold: Vec<u32>,
+    /// The fewest resident free pages there were since [`trim`](Self::trim).
+    free_low: usize,
     /// Pages of the region.
     count: u32,
     /// References on each block of each page; used while the page is split.
@@ -149,6 +158,8 @@ impl Pool {
             region: Region::new(pages * PAGE_LEN)?,
             pages: Vec::with_capacity(PAGES_AT_START),
             free: Vec::with_capacity(PAGES_AT_START),
+            cold: Vec::with_capacity(PAGES_AT_START),
+            free_low: 0,
             count,
             block_refs: Vec::with_capacity(PAGES_AT_START * BLOCKS_PER_PAGE_MAX),
             partial: [NONE; BLOCK_LENS.len()],
@@ -188,12 +199,43 @@ impl Pool {
 
     /// Pages nobody owns.
     pub fn free_pages(&self) -> usize {
-        self.free.len() + self.count as usize - self.pages.len()
+        self.free.len() + self.cold.len() + self.count as usize - self.pages.len()
+    }
+
+    /// Resident free pages beyond those that are kept for the next burst.
+    pub fn surplus_pages(&self) -> usize {
+        self.free.len().saturating_sub(PAGES_KEPT)
+    }
+
+    /// Gives memory back to the kernel that was free since the last call: up to `most` pages, beyond those that are kept.
+    /// Returns how many pages that was.
+    pub fn trim(&mut self, most: usize) -> usize {
+        let unused = self.free_low.min(self.free.len()).saturating_sub(PAGES_KEPT).min(most);
+        self.free_low = self.free.len() - unused;
+        if unused == 0 {
+            return 0;
+        }
+        // Those at the front have been free for longest.
+        let from = self.cold.len();
+        self.cold.extend(self.free.drain(..unused));
+        let given = &mut self.cold[from..];
+        given.sort_unstable_by(|a, b| b.cmp(a));
+        // Neighbours go in one call.
+        for run in given.chunk_by(|&page, &next| page == next + 1) {
+            if let Some(&first) = run.last() {
+                self.region.give_back(first as usize * PAGE_LEN, run.len() * PAGE_LEN);
+            }
+        }
+        unused
     }
 
     /// A free page: one that was used before, so that memory once touched serves again.
     fn take_free(&mut self) -> Option<u32> {
         if let Some(page) = self.free.pop() {
+            self.free_low = self.free_low.min(self.free.len());
+            return Some(page);
+        }
+        if let Some(page) = self.cold.pop() {
             return Some(page);
         }
         let page = self.pages.len() as u32;
@@ -515,6 +557,32 @@ fn block_slot(span: Span, class: u8) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_that_a_crowd_used_goes_back_and_serves_again() {
+        let count = PAGES_KEPT + 1000;
+        let mut pool = Pool::new((count + 10) * PAGE_LEN).unwrap();
+        let use_all = |pool: &mut Pool| -> Vec<Span> {
+            let pages: Vec<u32> = (0..count).map(|_| pool.lend().unwrap()).collect();
+            pages.into_iter().map(|page| pool.received(page, 5)).collect()
+        };
+        for span in use_all(&mut pool) {
+            pool.release(span);
+        }
+        let free = pool.free_pages();
+        assert_eq!(pool.trim(usize::MAX), 0, "it was used since the last look");
+        assert_eq!(pool.trim(600), 600);
+        assert_eq!((pool.trim(600), pool.trim(600)), (400, 0), "what is kept for the next burst stays");
+        assert_eq!((pool.free_pages(), pool.surplus_pages()), (free, 0));
+        let again = use_all(&mut pool);
+        assert!(again.iter().all(|&span| pool.bytes(span) == [0; 5] || pool.bytes(span).len() == 5));
+        let mut pages: Vec<u32> = again.iter().map(|span| span.page()).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        assert_eq!(pages.len(), count, "each once");
+        again.into_iter().for_each(|span| pool.release(span));
+        assert_eq!((pool.held_len(), pool.free_pages()), (0, free));
+    }
 
     #[test]
     fn a_received_page_comes_back_with_its_last_span() {

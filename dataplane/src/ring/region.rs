@@ -109,6 +109,19 @@ impl Region {
     }
 }
 
+impl Region {
+    /// Gives the memory of `offset..offset + len` (whole system pages) back to the kernel: it is not resident any more, and reads as
+    /// zero when it is used again. The caller (the pool) has checked that nobody refers to it.
+    pub(super) fn give_back(&mut self, offset: usize, len: usize) {
+        use rustix::mm::{Advice, madvise};
+        let at = checked(self.base, self.len, offset, len);
+        // SAFETY: needed to give back what a crowd has used. The range was checked to lie inside the mapping; no reference to it
+        // exists, for its pages are free in the pool, and `&mut self` keeps new ones away.
+        let outcome = unsafe { madvise(at.cast(), len, Advice::LinuxDontNeed) };
+        debug_assert!(outcome.is_ok(), "part of a mapping made here can be given back");
+    }
+}
+
 impl Shared {
     /// The bytes `offset..offset + len`, which the caller (the borrower's pool) has on loan.
     pub(super) fn slice(&self, offset: usize, len: usize) -> &[u8] {

@@ -80,6 +80,7 @@ impl<D: Driver> Worker<D> {
         if is_first && !half_open.stash.is_empty() {
             return Err(HandshakeFault::Early);
         }
+        self.half_open.spoke(half_open.place);
         let mut is_proof = false;
         let work = match std::mem::replace(&mut half_open.step, Step::Greeting) {
             Step::Third(handshake) => {
@@ -147,14 +148,18 @@ impl<D: Driver> Worker<D> {
             self.counters.count(Counter::LaneJobs);
             return true;
         }
+        self.note_lane_refused();
+        false
+    }
+
+    fn note_lane_refused(&mut self) {
         self.counters.count(Counter::LaneRefused);
-        if let Some(suppressed) = self.warnings.admit(warn::Kind::LaneFull, now) {
+        if let Some(suppressed) = self.warnings.admit(warn::Kind::LaneFull, self.driver.now()) {
             tracing::warn!(
                 suppressed,
-                "the handshake lane is full: a handshake or a request was refused (raise handshake_threads)"
+                "the handshake lane is full: a handshake or a request of those who have most in it was refused (raise handshake_threads)"
             );
         }
-        false
     }
 
     /// What the lane has found out.
@@ -163,12 +168,33 @@ impl<D: Driver> Worker<D> {
             self.counters.count(Counter::LaneResults);
             match (owner, finding) {
                 (_, Finding::Cancelled) => self.counters.count(Counter::LaneCancelled),
+                (owner, Finding::Refused) => self.lane_refused(owner),
                 (Owner::Session(key), Finding::Greeted(result)) => self.greeted(key, result),
                 (Owner::Session(key), Finding::Proven(result)) => self.proven(key, result),
                 (Owner::Half(key), Finding::Request(result)) => self.request_checked(key, result),
                 (Owner::Half(key), Finding::Response(result)) => self.response_checked(key, result),
                 (Owner::Session(_) | Owner::Half(_), _) => self.counters.count(Counter::LaneStale),
             }
+        }
+    }
+
+    /// A job was one too many of where it came from.
+    fn lane_refused(&mut self, owner: Owner) {
+        self.note_lane_refused();
+        match owner {
+            Owner::Session(key) => {
+                let is_proof = self.sessions.find_mut(key).is_some_and(|session| match &mut session.phase {
+                    Phase::Handshake(half_open) => {
+                        matches!(std::mem::replace(&mut half_open.step, Step::Proven), Step::Proving)
+                    }
+                    Phase::Open(_) => false,
+                });
+                self.close_session(key, CloseReason::LaneFull);
+                if is_proof {
+                    self.proof_ends();
+                }
+            }
+            Owner::Half(key) => self.verification_refused(key),
         }
     }
 
@@ -225,6 +251,9 @@ impl<D: Driver> Worker<D> {
     fn open_session(&mut self, key: Key, outcome: Outcome) {
         let now = self.driver.now();
         let peer: PublicKey = outcome.remote;
+        if !self.admit_to_crowd(key) {
+            return self.close_session(key, CloseReason::AddressShare);
+        }
         if !self.admit_address(key, peer) {
             self.counters.count(Counter::RefusedAddressLimit);
             if let Some(suppressed) = self.warnings.admit(warn::Kind::AddressLimit, now) {
@@ -248,7 +277,9 @@ impl<D: Driver> Worker<D> {
             send_key: outcome.send,
             receive_key: outcome.receive,
             generation: 0,
-            promised: 0,
+            holder: Key::NONE,
+            unbridged_len: 0,
+            unanswered: Default::default(),
             round_trip_ns: None,
             pace: Pace::default(),
             pinged_at: 0,
@@ -264,6 +295,7 @@ impl<D: Driver> Worker<D> {
             tracing::info!(%peer, hybrid = outcome.hybrid, suppressed, "session opened");
         }
         self.counters.count(Counter::SessionsOpened);
+        self.enter_holder(key);
         self.counters.add(Counter::SessionsHybrid, u64::from(outcome.hybrid));
         if let Some(former) = self.enter_directory(key) {
             self.counters.count(Counter::SessionsDisplaced);

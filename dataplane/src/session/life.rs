@@ -8,6 +8,7 @@ use super::mux::Timeout;
 use super::{HalfOpen, Phase, Session, Step};
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos, SocketKey};
+use crate::holders::Name;
 use crate::lane::Owner;
 use crate::limits;
 use crate::prefix::Prefix;
@@ -32,6 +33,8 @@ pub enum CloseReason {
     DescriptorLimit,
     /// Its address has as many sessions as it may.
     AddressLimit,
+    /// Connections are scarce, and its address has more than its share of them.
+    AddressShare,
     /// The handshake lane had no room.
     LaneFull,
     /// A newer session of the same key took its place.
@@ -56,9 +59,7 @@ impl<D: Driver> Worker<D> {
             return;
         }
         let now = self.driver.now();
-        if self.connections > self.settings.connections_max
-            && !self.evict_half_open(CloseReason::DescriptorLimit)
-        {
+        if self.connections > self.settings.connections_max && !self.make_room(peer_address) {
             self.counters.count(Counter::RefusedDescriptors);
             if let Some(suppressed) = self.warnings.admit(warn::Kind::DescriptorLimit, now) {
                 let limit = self.settings.connections_max;
@@ -96,9 +97,18 @@ impl<D: Driver> Worker<D> {
         self.arm_receive(key);
     }
 
+    /// All connections are in use: somebody else's goes. False: nobody's can.
+    fn make_room(&mut self, peer_address: SocketAddr) -> bool {
+        // Strangers first if there are many; the few are those who have just come, like this one.
+        let is_flood = self.half_open.len() >= self.settings.connections_max / 8;
+        (is_flood && self.evict_half_open(CloseReason::DescriptorLimit))
+            || self.evict_idle(Prefix::from(peer_address.ip()))
+            || self.evict_half_open(CloseReason::DescriptorLimit)
+    }
+
     /// Closes the oldest half-open connection of the address prefix with the most of them; false when there is none.
     fn evict_half_open(&mut self, reason: CloseReason) -> bool {
-        let Some((_, &key)) = self.half_open.oldest_of_largest() else { return false };
+        let Some(key) = self.half_open.next_to_go() else { return false };
         self.counters.count(Counter::HalfOpenEvicted);
         self.close_session(key, reason);
         true
@@ -172,6 +182,8 @@ impl<D: Driver> Worker<D> {
             }
             Phase::Open(open) => {
                 self.counters.count(Counter::SessionsClosed);
+                self.holders.leave(open.holder);
+                self.crowd.leave(Prefix::from(session.peer_address.ip()));
                 if self.settings.sessions_per_address.is_some() {
                     self.by_address.leave(Prefix::from(session.peer_address.ip()), &open.peer);
                 }
@@ -191,6 +203,15 @@ impl<D: Driver> Worker<D> {
         let Some(session) = self.sessions.find_mut(key) else { return };
         session.closing = Some(reason);
         self.mark(key);
+    }
+
+    /// Whoever a session is of holds what its streams hold.
+    pub(crate) fn enter_holder(&mut self, key: Key) {
+        let Some(session) = self.sessions.find_mut(key) else { return };
+        let prefix = Prefix::from(session.peer_address.ip());
+        let Some(open) = session.open_mut() else { return };
+        self.crowd.enter(prefix);
+        open.holder = self.holders.enter(Name { prefix, peer: open.peer });
     }
 
     /// Files an authenticated session under its peer's key. Returns the session that it displaced, if that was this worker's;

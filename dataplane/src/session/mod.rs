@@ -3,6 +3,7 @@
 //! State only, plain and owned by the worker's table; what happens to it is in [`handshake`] and [`inbound`] (bytes in)
 //! and in [`outbound`] (bytes out). A session belongs to one worker, so there is no lock anywhere.
 
+mod crowd;
 mod handshake;
 mod inbound;
 mod life;
@@ -18,11 +19,13 @@ use ringwire_proto::noise::{Handshake, TransportKey};
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 
 use crate::aead::AwsLcAead;
+use crate::bridge::Unanswered;
 use crate::coalesce::Pace;
 use crate::driver::{Nanos, SocketKey};
 use crate::limits;
 use crate::slab::Key;
 
+pub(crate) use crowd::Crowd;
 pub use life::CloseReason;
 pub(crate) use mux::{Frame, Mux};
 use rounds::Rounds;
@@ -137,8 +140,12 @@ pub(crate) struct Open {
     pub(crate) generation: u64,
     /// How its receives come.
     pub(crate) pace: Pace,
-    /// Credit promised to this session, in bytes.
-    pub(crate) promised: usize,
+    /// Its place in the table of holders.
+    pub(crate) holder: Key,
+    /// Bytes that its streams sent and that wait for their bridges to open.
+    pub(crate) unbridged_len: usize,
+    /// Dials that its peer has not answered.
+    pub(crate) unanswered: Unanswered,
     /// Halves with something small to send: requests, responses, keystrokes.
     pub(crate) urgent: VecDeque<Key>,
     /// Halves with bulk to send.

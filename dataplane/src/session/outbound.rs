@@ -7,7 +7,7 @@
 use super::{CloseReason, Session};
 use crate::bridge::Listed;
 use crate::counters::Counter;
-use crate::driver::{Driver, Gather, Part, SocketKey};
+use crate::driver::{Driver, FrameShare, Gather, Part, SocketKey};
 use crate::limits;
 use crate::planted::{self, Bug};
 use crate::slab::Key;
@@ -131,10 +131,11 @@ impl<D: Driver> Worker<D> {
                 half.blocked_ns += now.saturating_sub(since);
             }
             gather.push_header(open.mux.data(half.stream, granted).bytes());
-            let mut left = granted;
+            let (mut left, mut own_len) = (granted, granted);
             while left > 0 {
                 let Some(span) = half.queue.pop(&mut self.nodes, self.driver.pool(), left) else { break };
                 left -= span.len();
+                own_len -= span.borrowed_len();
                 if planted::is(Bug::HeaderOverNeighbour) {
                     let header = open.mux.data(half.stream, granted);
                     self.driver.pool().write_before(span, header.bytes());
@@ -144,7 +145,13 @@ impl<D: Driver> Worker<D> {
             debug_assert_eq!(left, 0, "the queue holds what it says");
             half.sent_at = now;
             open.pace.note_sent(now);
-            gather.push_share(half_key, granted as u32);
+            // What a frame carries is counted in 32 bits.
+            gather.push_share(FrameShare {
+                half: half_key,
+                len: granted as u32,
+                own_len: own_len as u32,
+                holder: half.holder,
+            });
             self.counters.count(Counter::FramesSent);
         }
         if half.queue.is_empty() || (half.finish && planted::is(Bug::FinishBeforeData)) {
@@ -249,6 +256,9 @@ impl<D: Driver> Worker<D> {
     }
 
     fn recycle(&mut self, mut gather: Box<Gather>) {
+        for share in gather.shares() {
+            self.holders.discharge(share.holder, share.own_len as usize);
+        }
         gather.reset(self.driver.pool());
         if self.spare_gathers.len() < limits::SPARE_GATHERS_MAX {
             self.spare_gathers.push(gather);

@@ -8,9 +8,10 @@ use ringwire_proto::identity::PublicKey;
 
 use super::letter::Dial;
 use super::{Dialling, StandIn};
-use crate::bridge::{Half, State};
+use crate::bridge::{Half, Source, State};
 use crate::counters::Counter;
 use crate::driver::Driver;
+use crate::holders::Name;
 use crate::limits;
 use crate::session::Session;
 use crate::slab::Key;
@@ -29,18 +30,21 @@ impl<D: Driver> Worker<D> {
         let now = self.driver.now();
         let session = Key::from_number(place.session);
         let Some(half) = self.halves.find(half_key) else { return };
-        let source_session = half.session;
+        let (source_session, holder) = (half.session, half.holder);
+        let Some(Name { prefix, .. }) = self.holders.name(holder) else { return };
         let Some(source) = self.sessions.find(source_session).and_then(Session::open).map(|open| open.peer)
         else {
             return;
         };
         // Its place is its name on the other worker: the dial is made once that is known.
         let stand_in = StandIn::new(place.worker, Key::NONE, destination);
-        let stand_in_key = self.halves.insert(Half::stand_in(half_key, State::Response, true, stand_in));
+        let stand_in_key =
+            self.insert_half(Half::stand_in(half_key, State::Response, true, holder, stand_in));
         let dial = Dial {
             half: half_key,
             stand_in: stand_in_key,
             source,
+            prefix,
             source_session,
             destination,
             session,
@@ -69,11 +73,12 @@ impl<D: Driver> Worker<D> {
             return None;
         }
         let stand_in = StandIn::new(from, dial.half, dial.source);
-        let source = self.halves.insert(Half::stand_in(Key::NONE, State::Waiting, false, stand_in));
-        let fair = foreign_source(from, dial.source_session);
-        match self.open_forward(source, fair, dial.session, dial.destination, &dial.signed) {
+        let holder = self.holders.find_or_insert(Name { prefix: dial.prefix, peer: dial.source });
+        let half = self.insert_half(Half::stand_in(Key::NONE, State::Waiting, false, holder, stand_in));
+        let source = Source { half, session: foreign_source(from, dial.source_session), holder };
+        match self.open_forward(source, dial.session, dial.destination, &dial.signed) {
             Ok(forward_key) => {
-                if let Some(stand_in) = self.halves.find_mut(source) {
+                if let Some(stand_in) = self.halves.find_mut(half) {
                     stand_in.partner = forward_key;
                 }
                 if let Some(forward) = self.halves.find_mut(forward_key) {
@@ -82,7 +87,7 @@ impl<D: Driver> Worker<D> {
                 Some(forward_key)
             }
             Err(counter) => {
-                self.halves.remove(source);
+                self.take_half(half);
                 if let Some(counter) = counter {
                     self.counters.count(counter);
                 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ringwire_proto::identity::PublicKey;
 
 use crate::driver::Nanos;
+use crate::prefix::Prefix;
 use crate::ring::Span;
 use crate::slab::Key;
 
@@ -64,6 +65,7 @@ pub(crate) struct Dial {
     pub(super) stand_in: Key,
     /// Who dials, and on which session.
     pub(super) source: PublicKey,
+    pub(super) prefix: Prefix,
     pub(super) source_session: Key,
     pub(super) destination: PublicKey,
     pub(super) session: Key,

@@ -160,11 +160,15 @@ impl<D: Driver> Worker<D> {
     fn take_credit(&mut self, from: WorkerIndex, half: Key, len: u32, backlog: u32, blocked_ns: Nanos) {
         let Some(stand_in_key) = self.stand_in_of(from, half) else { return };
         let now = self.driver.now();
-        if let Some(stand_in) = self.halves.find_mut(stand_in_key).and_then(|half| half.stand_in.as_mut()) {
-            stand_in.lent_len = stand_in.lent_len.saturating_sub(len as usize);
+        if let Some(entry) = self.halves.find_mut(stand_in_key)
+            && let Some(stand_in) = &mut entry.stand_in
+        {
+            let home = stand_in.lent_len.min(len as usize);
+            stand_in.lent_len -= home;
             stand_in.lent_since = now;
             stand_in.backlog = backlog as usize;
             stand_in.blocked_ns = blocked_ns;
+            self.holders.discharge(entry.holder, home);
         }
         self.credit_source(half, len, backlog as usize);
     }
@@ -176,7 +180,7 @@ impl<D: Driver> Worker<D> {
         if let Some(partner) = self.halves.find_mut(stand_in) {
             partner.state = State::Ending;
         }
-        self.release_promise(half);
+        self.release_extra(half);
         self.finish_half(half);
     }
 
@@ -199,9 +203,10 @@ impl<D: Driver> Worker<D> {
 
     /// It is not.
     fn take_refusal(&mut self, stand_in_key: Key, gone: bool) {
-        let Some(entry) = self.halves.remove(stand_in_key) else {
+        let Some(mut entry) = self.take_half(stand_in_key) else {
             return self.counters.count(Counter::LettersStale);
         };
+        entry.queue.clear(&mut self.nodes, self.driver.pool());
         let (half_key, stand_in) = (entry.partner, entry.stand_in);
         let Some(half) = self.halves.find_mut(half_key).filter(|half| half.partner == stand_in_key) else {
             return;

@@ -15,6 +15,7 @@ use super::{Outcome, Team};
 use crate::bridge::{Half, State};
 use crate::counters::{Counter, CounterBlock};
 use crate::driver::{Driver, Nanos};
+use crate::holders::Holders;
 use crate::planted::{self, Bug};
 use crate::queue::Nodes;
 use crate::ring::{Pool, Span};
@@ -123,6 +124,7 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find_mut(key) else { return };
         let owner = std::mem::replace(&mut half.partner, Key::NONE);
         (half.finish, half.state) = (true, State::Ending);
+        self.holders.discharge(half.holder, half.queue.own_len());
         let dropped = half.queue.clear(&mut self.nodes, self.driver.pool());
         self.counters.add(Counter::BytesDropped, dropped as u64);
         let now = self.driver.now();
@@ -138,7 +140,7 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find(owner) else { return };
         let partner = half.partner;
         self.lose_partner(owner);
-        if let Some(mut stand_in) = self.halves.remove(partner) {
+        if let Some(mut stand_in) = self.take_half(partner) {
             let dropped = stand_in.queue.clear(&mut self.nodes, self.driver.pool());
             self.counters.add(Counter::BytesDropped, dropped as u64);
         }
@@ -155,14 +157,14 @@ impl<D: Driver> Worker<D> {
     /// mailboxes have room.
     pub(crate) fn write_letters(&mut self) {
         let now = self.driver.now();
-        let Self { team, halves, nodes, driver, counters, .. } = self;
+        let Self { team, halves, nodes, driver, counters, holders, .. } = self;
         let Some(team) = team else { return };
         if !team.waiting.is_empty() {
             team.send_waiting();
         }
         team.send_decided();
         if !team.listed.is_empty() {
-            let mut writer = Writer { halves, nodes, pool: driver.pool(), counters, now };
+            let mut writer = Writer { halves, nodes, pool: driver.pool(), counters, holders, now };
             let mut listed = std::mem::take(&mut team.listed);
             listed.retain(|&key| writer.write_of(team, key));
             team.listed = listed;
@@ -177,7 +179,8 @@ impl<D: Driver> Worker<D> {
         let unsent: Vec<Key> =
             self.halves.iter().filter(|(_, half)| has_unsent(half)).map(|(key, _)| key).collect();
         for key in unsent {
-            let Some(entry) = self.halves.remove(key) else { continue };
+            let Some(mut entry) = self.take_half(key) else { continue };
+            entry.queue.clear(&mut self.nodes, self.driver.pool());
             let signed =
                 entry.stand_in.and_then(|stand_in| stand_in.dialling).map(|dialling| dialling.signed);
             if let Some(half) = self.halves.find_mut(entry.partner) {
@@ -200,6 +203,7 @@ struct Writer<'a> {
     nodes: &'a mut Nodes,
     pool: &'a mut Pool,
     counters: &'a CounterBlock,
+    holders: &'a mut Holders,
     now: Nanos,
 }
 
@@ -212,7 +216,12 @@ impl Writer<'_> {
                 return true;
             }
             Told::Last => {
-                self.halves.remove(key);
+                if let Some(mut half) = self.halves.remove(key) {
+                    self.holders.discharge(half.holder, half.held_len());
+                    self.holders.remove_stream(half.holder);
+                    let dropped = half.queue.clear(self.nodes, self.pool);
+                    self.counters.add(Counter::BytesDropped, dropped as u64);
+                }
             }
             Told::All => {
                 if let Some(half) = self.halves.find_mut(key)
@@ -230,12 +239,13 @@ impl Writer<'_> {
         let owner = self.halves.find(key).map_or(Key::NONE, |half| half.partner);
         let (backlog, window, blocked_ns) = self.halves.find(owner).map_or((0, 0, 0), |owner| {
             let blocked_ns = owner.blocked_since.map_or(0, |since| self.now.saturating_sub(since));
-            (owner.queue.len(), owner.promised, owner.blocked_ns + blocked_ns)
+            (owner.queue.len(), owner.window(), owner.blocked_ns + blocked_ns)
         });
         let Some(entry) = self.halves.find_mut(key) else { return Told::All };
         let Some(stand_in) = entry.stand_in.as_deref_mut() else { return Told::All };
         let (to, half) = (stand_in.worker, stand_in.half);
         if team.has_left(to) {
+            self.holders.discharge(entry.holder, entry.queue.own_len());
             let dropped = entry.queue.clear(self.nodes, self.pool);
             self.counters.add(Counter::BytesDropped, dropped as u64);
             let is_orphan = owner == Key::NONE;

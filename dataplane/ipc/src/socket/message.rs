@@ -328,13 +328,13 @@ pub struct Bridge {
 /// Buffer memory of all workers, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Memory {
-    /// Held by queues.
+    /// Held by queues, and by streams in the tables.
     #[prost(uint64, tag = "1")]
     pub held: u64,
-    /// Promised to senders.
+    /// Granted to senders beyond their first window.
     #[prost(uint64, tag = "2")]
     pub promised: u64,
-    /// What both may be at most.
+    /// What is held may be at most.
     #[prost(uint64, tag = "3")]
     pub budget: u64,
 }

@@ -182,9 +182,11 @@ impl Turn<'_, '_> {
         }
         let Some(bridge) = self.app.bridge else { return self.run_idle() };
         let plan = self.context.ledger.plan.bridges[bridge].clone();
-        let eager = self.app.role == Role::Source && plan.is_eager;
-        if self.app.step == Step::Flowing || eager {
-            self.write(bridge, self.writes(&plan));
+        let flow = self.writes(&plan);
+        if self.app.step == Step::Flowing {
+            self.write(bridge, flow);
+        } else if self.app.role == Role::Source {
+            self.write(bridge, FlowPlan { len: flow.len.min(plan.eager_len), ..flow });
         }
         if self.app.step == Step::Flowing {
             self.read(bridge, self.reads(&plan));
