@@ -362,3 +362,29 @@ fn a_worker_that_is_not_let_run_holds_others_up_and_costs_nobody_a_byte() {
     }
     assert!(crossing > 0 && parked > 0, "{crossing} crossing, {parked} times parked");
 }
+
+#[test]
+fn extra_credit_grows_with_use_ends_with_idleness_and_grows_again() {
+    let mut far = peer(0, Manner::Native);
+    for way in [&mut far.up, &mut far.down] {
+        way.line.delay_ns = SECOND_NS / 20;
+        way.line.rate = Rate::Constant(30_000_000);
+        way.retransmit_ns = SECOND_NS / 3;
+        way.segment_len = 16_384;
+        (way.send_buffer_len, way.receive_buffer_len) = (2 << 20, 4 << 20);
+    }
+    let flow = FlowPlan { len: 6_000_000, write_len: 65_536, pause_ns: 0, reader: Reader::Eager };
+    let little = FlowPlan { len: 1, ..flow };
+    let mut idle = bridge(0, 1, 5 * SECOND_NS, flow);
+    (idle.back, idle.end) = (little, EndPlan::Never);
+    let later = BridgePlan { at: 20 * SECOND_NS, ..idle.clone() };
+    let mut plan = plan(vec![far, peer(1, Manner::Native)], vec![idle, later]);
+    plan.quiesce_at = 60 * SECOND_NS;
+    plan.settled_at = 120 * SECOND_NS;
+    let report = run_plan(plan, false);
+    assert_eq!(report.failure, None);
+    let [granted, idle] =
+        [Counter::ExtraCredit, Counter::ExtraCreditIdle].map(|counter| report.counters.value(counter));
+    assert!(granted > 0 && idle == granted, "{granted} bytes were granted, {idle} ended idle");
+    assert_eq!(report.bridges.2, 2 * 6_000_001);
+}
