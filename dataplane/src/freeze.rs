@@ -426,9 +426,9 @@ impl<D: Driver> Worker<D> {
         let halves: Vec<(Key, Nanos)> = self.halves.iter().map(|(key, half)| (key, half.deadline)).collect();
         for (key, deadline) in halves {
             if deadline != Nanos::MAX {
-                let at = self.wheel.schedule(deadline, Timer::Half(key));
+                let (at, timer) = self.wheel.schedule(deadline, Timer::Half(key));
                 if let Some(half) = self.halves.find_mut(key) {
-                    half.timer_at = at;
+                    (half.timer_at, half.timer) = (at, timer);
                 }
             }
             self.resume_half(key);

@@ -18,6 +18,8 @@ pub struct Inspection {
     pub halves: usize,
     /// Streams of all multiplexers.
     pub streams: usize,
+    /// Entries of the wheel: one of each owner at most.
+    pub timers: usize,
     /// Spans in queues.
     pub spans_queued: usize,
     /// Gathered sends that are with the driver.
@@ -57,6 +59,7 @@ impl<D: Driver> Worker<D> {
             directory: self.directory.len(),
             halves: self.halves.len(),
             streams,
+            timers: self.wheel.len(),
             spans_queued: self.nodes.len(),
             sends_pending,
             pool_held_len: pool.held_len(),

@@ -387,6 +387,8 @@ impl<D: Driver> Worker<D> {
                 Timer::Trim => self.trim_memory(now),
             }
         }
+        // A crowd that is over leaves no room behind.
+        due.shrink_to(limits::TURN_LIST_AT_START);
         self.due = due;
     }
 

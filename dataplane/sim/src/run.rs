@@ -286,6 +286,7 @@ impl Run {
             sum.sessions += one.sessions;
             sum.halves += one.halves;
             sum.streams += one.streams;
+            sum.timers += one.timers;
             sum.spans_queued += one.spans_queued;
             sum.pool_held_len += one.pool_held_len;
             sum.extra_len += one.extra_len;
@@ -299,7 +300,7 @@ impl Run {
 
     /// Streams are gone; sessions of those who live are up.
     pub(crate) fn check_settled(&mut self) {
-        let inspection = self.inspect();
+        let (inspection, workers) = (self.inspect(), self.workers.len());
         let world = self.world();
         let now = world.now;
         let open = world.peers.iter().filter(|peer| peer.is_open()).count();
@@ -320,6 +321,11 @@ impl Run {
                 "{} spans and {} bytes are held, {:?} loans",
                 inspection.spans_queued, inspection.pool_held_len, inspection.loans
             ));
+        }
+        // One for each session at most, and of each worker one that tries to accept again, and those that look after extra credit
+        // and free memory.
+        if inspection.timers > inspection.sessions + 3 * workers {
+            wrong.push(format!("{} timers for {} sessions", inspection.timers, inspection.sessions));
         }
         if inspection.extra_len + inspection.charged.0 != 0 {
             wrong.push(format!(

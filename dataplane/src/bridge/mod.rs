@@ -20,6 +20,7 @@ use ringwire_proto::yamux::{self, INITIAL_WINDOW};
 
 use crate::driver::Nanos;
 use crate::queue::Queue;
+use crate::session::Places;
 use crate::slab::Key;
 use crate::team::StandIn;
 
@@ -49,6 +50,8 @@ pub(crate) struct Half {
     pub(crate) touched: bool,
     /// In which list of its session it waits for its turn to send.
     pub(crate) listed: Listed,
+    /// Where in that list.
+    pub(crate) places: Places,
     /// When payload last went out to its peer.
     pub(crate) sent_at: Nanos,
     /// The partner's peer finished: all of the queue is to be delivered, however long it takes.
@@ -92,6 +95,8 @@ pub(crate) struct Half {
     pub(crate) deadline: Nanos,
     /// When its entry in the wheel fires.
     pub(crate) timer_at: Nanos,
+    /// That entry.
+    pub(crate) timer: Key,
 }
 
 /// How far a half is.
@@ -140,6 +145,7 @@ impl Half {
             verifying: None,
             touched: false,
             listed: Listed::No,
+            places: Places::NONE,
             sent_at: 0,
             delivers: false,
             finish: false,
@@ -162,6 +168,7 @@ impl Half {
             blocked_ns: 0,
             deadline: Nanos::MAX,
             timer_at: Nanos::MAX,
+            timer: Key::NONE,
         }
     }
 

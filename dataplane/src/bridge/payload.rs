@@ -1,7 +1,7 @@
 //! Payload of a bridge, its credit, and its end.
 
 use super::fault::ObjectFault;
-use super::{Listed, State};
+use super::{Half, Listed, State};
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos};
 use crate::lane::Owner;
@@ -148,18 +148,28 @@ impl<D: Driver> Worker<D> {
         if half.stand_in.is_some() {
             return self.list_stand_in(half_key);
         }
+        let (session, source) = (half.session, half.source);
         if half.listed == Listed::No && (!half.queue.is_empty() || half.finish) {
-            let Some(open) = self.sessions.find_mut(half.session).and_then(Session::open_mut) else { return };
+            let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut) else { return };
             if half.queue.len() <= limits::URGENT_QUEUE_LEN_MAX {
                 half.listed = Listed::Urgent;
-                open.urgent.push_back(half_key);
+                open.urgent.push(&mut self.halves, half_key);
             } else {
                 half.listed = Listed::Bulk;
-                open.bulk.push(half.source, half_key);
+                open.bulk.push(&mut self.halves, source, half_key);
             }
         }
-        let session = half.session;
         self.mark(session);
+    }
+
+    /// A half that was removed leaves the list it was in.
+    fn unlist(&mut self, half: &Half) {
+        let Some(open) = self.sessions.find_mut(half.session).and_then(Session::open_mut) else { return };
+        match half.listed {
+            Listed::No => {}
+            Listed::Urgent => open.urgent.unlink(&mut self.halves, half.places),
+            Listed::Bulk => open.bulk.unlink(&mut self.halves, half.places),
+        }
     }
 
     /// A half's peer sent FIN: what it sent is delivered, then both streams are closed (dmsg-wire 10.4).
@@ -348,6 +358,10 @@ impl<D: Driver> Worker<D> {
         self.leave_bridge(half_key);
         self.dial_ended(half_key);
         let Some(mut half) = self.take_half(half_key) else { return };
+        self.unlist(&half);
+        if !planted::is(Bug::TimerOnDeadSlot) {
+            self.wheel.cancel(half.timer);
+        }
         let pool = self.driver.pool();
         let dropped = half.queue.clear(&mut self.nodes, pool) + half.early.clear(&mut self.nodes, pool);
         if half.verifying.is_some() {
@@ -375,7 +389,8 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         half.deadline = deadline;
         if deadline < half.timer_at {
-            half.timer_at = self.wheel.schedule(deadline, Timer::Half(half_key));
+            self.wheel.cancel(half.timer);
+            (half.timer_at, half.timer) = self.wheel.schedule(deadline, Timer::Half(half_key));
         }
     }
 
@@ -389,9 +404,6 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         if planted::is(Bug::TimerOnDeadSlot) {
             (half.timer_at, half.deadline) = (now, now);
-        }
-        if half.timer_at > now {
-            return;
         }
         half.timer_at = Nanos::MAX;
         if half.deadline > now {

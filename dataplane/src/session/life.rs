@@ -119,17 +119,14 @@ impl<D: Driver> Worker<D> {
         let Some(session) = self.sessions.find_mut(key) else { return };
         let Some(due) = session_deadline(session) else { return };
         if due < session.timer_at {
-            session.timer_at = self.wheel.schedule(due, Timer::Session(key));
+            self.wheel.cancel(session.timer);
+            (session.timer_at, session.timer) = self.wheel.schedule(due, Timer::Session(key));
         }
     }
 
     /// The session's entry in the wheel fired.
     pub(crate) fn session_timer(&mut self, key: Key, now: Nanos) {
         let Some(session) = self.sessions.find_mut(key) else { return };
-        if session.timer_at > now {
-            // A sooner deadline was scheduled and has been served; the entry of this one is still in the wheel.
-            return;
-        }
         session.timer_at = Nanos::MAX;
         match &session.phase {
             Phase::Handshake(_) if now >= session.accepted_at + limits::HANDSHAKE_TIMEOUT_NS => {
@@ -170,6 +167,7 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn close_session(&mut self, key: Key, reason: CloseReason) {
         self.detach_session(key);
         let Some(session) = self.sessions.remove(key) else { return };
+        self.wheel.cancel(session.timer);
         match session.phase {
             Phase::Handshake(half_open) => {
                 self.half_open.remove(half_open.place);

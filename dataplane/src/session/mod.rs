@@ -11,7 +11,6 @@ mod mux;
 mod outbound;
 mod rounds;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use ringwire_proto::identity::PublicKey;
@@ -28,7 +27,8 @@ use crate::slab::Key;
 pub(crate) use crowd::Crowd;
 pub use life::CloseReason;
 pub(crate) use mux::{Frame, Mux};
-use rounds::Rounds;
+pub(crate) use rounds::Places;
+use rounds::{Line, Rounds};
 
 /// One connection of a worker.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ pub(crate) struct Session {
     pub(crate) accepted_at: Nanos,
     /// When the session's entry in the wheel fires.
     pub(crate) timer_at: Nanos,
+    /// That entry.
+    pub(crate) timer: Key,
 }
 
 /// Where a connection stands.
@@ -147,7 +149,7 @@ pub(crate) struct Open {
     /// Dials that its peer has not answered.
     pub(crate) unanswered: Unanswered,
     /// Halves with something small to send: requests, responses, keystrokes.
-    pub(crate) urgent: VecDeque<Key>,
+    pub(crate) urgent: Line,
     /// Halves with bulk to send.
     pub(crate) bulk: Rounds,
 }
@@ -186,6 +188,7 @@ impl Session {
             closing: None,
             accepted_at,
             timer_at: Nanos::MAX,
+            timer: Key::NONE,
         }
     }
 

@@ -100,8 +100,8 @@ impl<D: Driver> Worker<D> {
         while gather.len() < len_max && gather.has_room(limits::GATHER_PARTS_MAX / 2) {
             let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
             let next = match list {
-                Listed::Urgent => open.urgent.pop_front(),
-                Listed::Bulk | Listed::No => open.bulk.pop(),
+                Listed::Urgent => open.urgent.pop(&mut self.halves),
+                Listed::Bulk | Listed::No => open.bulk.pop(&mut self.halves),
             };
             let Some(half_key) = next else { return };
             self.gather_half(key, half_key, list, len_max - gather.len(), gather);
@@ -116,8 +116,8 @@ impl<D: Driver> Worker<D> {
         let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
         if list == Listed::Urgent && half.queue.len() > limits::URGENT_QUEUE_LEN_MAX {
             half.listed = Listed::Bulk;
-            open.bulk.push(half.source, half_key);
-            return;
+            let source = half.source;
+            return open.bulk.push(&mut self.halves, source, half_key);
         }
         let wanted = half.queue.len().min(limits::STREAM_QUANTUM_LEN).min(open.mux.frame_len_max()).min(room);
         // Slices are bounded too: a queue of many tiny ones goes out in several sends.
@@ -166,7 +166,8 @@ impl<D: Driver> Worker<D> {
         } else if granted == wanted {
             // More to send and credit left, as far as known: behind the others.
             half.listed = Listed::Bulk;
-            open.bulk.push(half.source, half_key);
+            let source = half.source;
+            open.bulk.push(&mut self.halves, source, half_key);
         } else {
             // Blocked: a window update of the peer lists it again.
             half.blocked_since.get_or_insert(now);
