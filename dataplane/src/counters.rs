@@ -91,6 +91,8 @@ counters! {
     ViolationsStream => "session_violations_stream_total",
     /// Of these: answers asked for and not read, or more streams than may exist.
     ViolationsExcess => "session_violations_excess_total",
+    /// Of these: frame upon frame that brings nothing, such as pings, resets and openings, and hardly any payload.
+    ViolationsUseless => "session_violations_useless_total",
     /// A peer ended its session with an error code of the multiplexer (go-away 1 or above).
     GoAwaysReceived => "go_aways_received_total",
     /// A peer broke the rules of one stream where the multiplexer lets the session go on (smux); that bridge was closed.
@@ -194,6 +196,8 @@ counters! {
     Receives => "receives_total",
     /// Receives put off, so that the next takes more.
     ReceivesPaused => "receives_paused_total",
+    /// Receives that brought more than a turn has for one session; the rest was handled in later turns.
+    ReceivesCarriedOver => "receives_carried_over_total",
     /// Receives that found no free page.
     ReceivesStarved => "receives_starved_total",
     /// An event for the control plane was dropped: it does not read them.

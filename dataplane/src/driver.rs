@@ -37,6 +37,9 @@ pub trait Driver {
     /// Sends all of a gather; its completion hands the gather back. At most one per socket.
     fn send(&mut self, socket: SocketKey, gather: Box<Gather>);
 
+    /// How much of what was sent the peer's side has taken, if that can be told. Not for every turn: it may cost a system call.
+    fn taken(&mut self, socket: SocketKey) -> Option<Taken>;
+
     /// Takes back what is pending on a connection without ending it: the receive completes as cancelled (or with bytes), the
     /// send with what the kernel took of it, or as failed with `ECANCELED` when it took nothing.
     fn recall(&mut self, socket: SocketKey);
@@ -48,6 +51,15 @@ pub trait Driver {
     /// Starts what was asked for, waits as `wait` says, and moves what has finished into `batch` (cleared first), at most
     /// [`limits::COMPLETIONS_PER_TURN_MAX`].
     fn turn(&mut self, wait: Wait, batch: &mut Batch) -> Result<(), DriverError>;
+}
+
+/// What of a connection's bytes has arrived, as its acknowledgements say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// Bytes acknowledged since the connection began.
+    pub len: u64,
+    /// Whether that is all the kernel was given.
+    pub is_all: bool,
 }
 
 /// How long a turn may wait.

@@ -1,8 +1,8 @@
 //! A worker's state as bytes: exported between two turns, imported into a new worker.
 //!
 //! [`Worker::freeze`] recalls what is pending at the driver, takes turns until nothing is, and writes sessions, streams and
-//! queued bytes into one blob. Half-received frames are in the cutter, what was left of a send goes first in the outbox, so not
-//! a byte is lost or doubled. Connections stay with the driver; their keys are in the blob. Strangers in the middle of their
+//! queued bytes into one blob. Half-received frames are in the cutter, what was left of a send goes first in the outbox, what was
+//! received and had not had its turn goes along: not a byte is lost or doubled. Connections stay with the driver; their keys are in the blob. Strangers in the middle of their
 //! handshake are let go: they try again.
 //!
 //! A worker of several is frozen while the others go on: what they have for it waits in its mailbox, its place in the team is handed
@@ -28,13 +28,13 @@ use crate::holders::Name;
 use crate::lane::Lane;
 use crate::limits;
 use crate::prefix::Prefix;
-use crate::session::{CloseReason, Mux, Open, Phase, Session, Target};
+use crate::session::{CloseReason, Look, Mux, Open, Phase, Purse, Rest, Session, Target};
 use crate::slab::{Key, Slab};
 use crate::team::{Dialling, Owes, StandIn, Team};
 use crate::worker::{Settings, Timer, Worker};
 
 /// Changes whenever the layout below does: a blob of another version is refused.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// A frozen worker. Erased when dropped.
 pub struct Frozen(Zeroizing<Vec<u8>>);
@@ -113,6 +113,8 @@ struct FrozenSession {
     replay: WindowReplay,
     /// That of its entry in the directory, if that outlives the worker.
     generation: u64,
+    /// Received and not handled.
+    rest: Vec<u8>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -202,7 +204,10 @@ impl<D: Driver> Worker<D> {
             half_generations: halves.generations(),
             sessions: sessions
                 .into_entries()
-                .filter_map(|(key, session)| Some((key, freeze_session(session)?)))
+                .filter_map(|(key, mut session)| {
+                    let rest = self.write_out(session.open_mut()?.rest.spans());
+                    Some((key, freeze_session(session, rest)?))
+                })
                 .collect(),
             halves: halves
                 .into_entries()
@@ -261,7 +266,8 @@ impl<D: Driver> Worker<D> {
         if let Some(team) = team {
             worker.join(team);
         }
-        let needed = frozen.halves.iter().map(|(_, half)| half.queue.len() + half.early.len()).sum();
+        let queued = frozen.halves.iter().map(|(_, half)| half.queue.len() + half.early.len());
+        let needed = queued.chain(frozen.sessions.iter().map(|(_, session)| session.rest.len())).sum();
         let mut halves = Vec::with_capacity(frozen.halves.len());
         for (key, half) in frozen.halves {
             halves.push((key, worker.thaw_half(half).ok_or(FreezeError::Memory { needed })?));
@@ -270,7 +276,7 @@ impl<D: Driver> Worker<D> {
         let sessions: Vec<(Key, Session)> = frozen
             .sessions
             .into_iter()
-            .map(|(key, session)| thaw_session(session).map(|session| (key, session)))
+            .map(|(key, session)| worker.thaw_session(session, needed).map(|session| (key, session)))
             .collect::<Result<_, _>>()?;
         worker.sessions = Slab::from_entries(&frozen.session_generations, sessions);
         worker.connections = frozen.connections;
@@ -390,6 +396,17 @@ impl<D: Driver> Worker<D> {
         Some(half)
     }
 
+    fn thaw_session(&mut self, mut frozen: FrozenSession, needed: usize) -> Result<Session, FreezeError> {
+        let rest = std::mem::take(&mut frozen.rest);
+        let mut session = thaw_session(frozen, self.driver.now())?;
+        if let Some(open) = session.open_mut()
+            && open.rest.spans().push_copy(&mut self.nodes, self.driver.pool(), &rest) < rest.len()
+        {
+            return Err(FreezeError::Memory { needed });
+        }
+        Ok(session)
+    }
+
     /// Counts a thawed half where it is counted besides, and lets go of a partner that was gone already: places are given out anew,
     /// and a stranger must not be taken for it.
     fn resume_half(&mut self, key: Key) {
@@ -457,6 +474,10 @@ impl<D: Driver> Worker<D> {
             }
             self.arm_session_timer(key);
             self.mark(key);
+            // What was received is handled before more is.
+            if self.sessions.find(key).and_then(Session::open).is_some_and(|open| !open.rest.is_empty()) {
+                self.rests.push_back(key);
+            }
             self.arm_receive(key);
         }
         self.counters.count(Counter::Thaws);
@@ -502,7 +523,7 @@ fn thaw_stand_in(frozen: FrozenStandIn) -> Option<StandIn> {
     })
 }
 
-fn freeze_session(session: Session) -> Option<FrozenSession> {
+fn freeze_session(session: Session, rest: Vec<u8>) -> Option<FrozenSession> {
     let Phase::Open(open) = session.phase else { return None };
     Some(FrozenSession {
         socket: session.socket,
@@ -521,10 +542,11 @@ fn freeze_session(session: Session) -> Option<FrozenSession> {
         sent_objects: open.sealer.counter(),
         replay: open.opener.replay().clone(),
         generation: open.generation,
+        rest,
     })
 }
 
-fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
+fn thaw_session(frozen: FrozenSession, now: Nanos) -> Result<Session, FreezeError> {
     let send_key = TransportKey::from_bytes(frozen.send_key);
     let receive_key = TransportKey::from_bytes(frozen.receive_key);
     let peer = PublicKey::from_bytes(&frozen.peer).map_err(|_| postcard::Error::DeserializeBadEncoding)?;
@@ -544,7 +566,10 @@ fn thaw_session(frozen: FrozenSession) -> Result<Session, FreezeError> {
         unanswered: Default::default(),
         round_trip_ns: None,
         pace: Pace::default(),
+        rest: Rest::default(),
+        purse: Purse::new(now),
         pinged_at: 0,
+        look: Look::default(),
         urgent: Default::default(),
         bulk: Default::default(),
     };

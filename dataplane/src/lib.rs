@@ -54,5 +54,5 @@ pub use choice::{DriverChoice, UnknownDriver};
 pub use server::{
     AttachError, Server, ServerConfig, StartError, StopError, Stuck, WorkerDescriptors, Workers,
 };
-pub use session::CloseReason;
+pub use session::{CloseReason, Share};
 pub use waker::{WakeEvent, Waker};

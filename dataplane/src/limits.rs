@@ -89,6 +89,27 @@ pub const GATHER_LEN_MIN: usize = 16 * 1024;
 /// One receive takes at most this many bytes, so that one flow cannot empty the receive ring for the others.
 pub const RECEIVE_LEN_MAX: usize = 256 * 1024;
 
+/// Frames of one session that a turn handles, whatever they carry: some 0.1 ms. What its receive brought beyond them waits for the next
+/// turns, and the session is not received from until it is used up (`receives_carried_over`).
+pub const FRAMES_PER_TURN_MAX: usize = 256;
+
+/// Of all sessions that have such a rest together, a turn handles so many times what it handles of one (`FRAMES_PER_TURN_MAX`, and
+/// `RECEIVE_LEN_MAX` bytes): whoever comes with little waits for so much at most, however many send without end.
+pub const RESTS_PER_TURN_MAX: usize = 4;
+
+/// Frames without payload that a session may have sent and not earned: sixteen for each stream that it may have. Beyond them it is
+/// closed (`session_violations_useless`).
+pub const USELESS_FRAMES_MAX: u32 = 16 * STREAMS_PER_SESSION_MAX;
+
+/// Of these it earns so many a second: far above any ping, and a fraction of a percent of a worker.
+pub const USELESS_FRAMES_PER_SECOND: u64 = 1000;
+
+/// And so many for each frame with payload, in either direction: a stream is opened, acknowledged, finished and reset.
+pub const USELESS_FRAMES_PER_FRAME: usize = 4;
+
+/// And one for so many bytes sent to it, in bytes: it owes updates for them.
+pub const USELESS_FRAME_PER_LEN: usize = 1024;
+
 /// Buffer memory that queues never get, in percent: with the pages in the receive ring it keeps receives alive.
 pub const RESERVED_PERCENT: usize = 5;
 
@@ -309,6 +330,11 @@ pub const CLOSE_GRACE_NS: u64 = 30 * SECOND_NS;
 
 /// `TCP_USER_TIMEOUT`, in milliseconds: data the peer's kernel does not acknowledge for this long ends the session.
 pub const USER_TIMEOUT_MS: u32 = 25_000;
+
+/// A peer that leaves a ping unanswered is looked at this often, in nanoseconds: one that has taken nothing of what was sent to it from
+/// one look to the next is closed, whatever it sends. A pong behind bulk on a slow connection may take longer; but then what we send is
+/// taken.
+pub const UNANSWERED_LOOK_NS: u64 = 15 * SECOND_NS;
 
 /// Workers of a data plane at most: more than that has more mailboxes (one for each pair) than it has use for.
 pub const WORKERS_MAX: usize = 64;

@@ -71,6 +71,19 @@ impl Queue {
         self.borrowed_len += span.borrowed_len();
     }
 
+    /// Puts a span in front of all others; the queue takes over the caller's reference.
+    pub fn push_front(&mut self, nodes: &mut Nodes, span: Span) {
+        debug_assert!(!span.is_empty(), "a queued span has bytes");
+        let node = nodes.take(span);
+        nodes.nodes[node as usize].next = self.head;
+        self.head = node;
+        if self.tail == NONE {
+            self.tail = node;
+        }
+        self.spans += 1;
+        self.len += span.len();
+    }
+
     /// Bytes in the first `spans` spans.
     pub fn len_of(&self, nodes: &Nodes, spans: usize) -> usize {
         if self.spans as usize <= spans {

@@ -9,6 +9,7 @@
 //!
 //! A worker owns its sessions, streams and buffers; no other thread touches them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -34,7 +35,7 @@ use crate::limits;
 use crate::mail::{ORDERS_MAX, Order};
 use crate::prefix::Prefix;
 use crate::queue::Nodes;
-use crate::session::{CloseReason, Crowd, Session};
+use crate::session::{CloseReason, Crowd, Session, Share};
 use crate::slab::{Key, Slab};
 use crate::team::Team;
 use crate::wait::{Brought, WaitPolicy};
@@ -63,6 +64,8 @@ pub struct Settings {
     pub pause_us_max: u32,
     /// Small frames a second from which on that is done.
     pub busy_frames_per_second: u64,
+    /// What a turn handles of one session.
+    pub share: Share,
     /// Connections at a time, half-open ones included: what the limit of descriptors permits. One more costs a half-open
     /// connection, or is closed at once.
     pub connections_max: usize,
@@ -106,6 +109,7 @@ impl Default for Settings {
             company_us_max: 100,
             pause_us_max: limits::PAUSE_US_MAX,
             busy_frames_per_second: limits::BUSY_FRAMES_PER_SECOND,
+            share: Share::default(),
             connections_max: usize::MAX,
             half_open_max: limits::HALF_OPEN_MAX,
             sessions_per_address: None,
@@ -174,6 +178,8 @@ pub struct Worker<D> {
     pub(crate) touched: Vec<Key>,
     /// Sessions whose receive found no page.
     pub(crate) starved: Vec<Key>,
+    /// Sessions whose receive brought more than their share, in the order of their turns, each once; some may be gone.
+    pub(crate) rests: VecDeque<Key>,
     #[allow(
         clippy::vec_box,
         reason = "they travel to the driver and back as boxes; unboxing would copy them"
@@ -255,6 +261,7 @@ impl<D: Driver> Worker<D> {
             marked: Vec::with_capacity(limits::TURN_LIST_AT_START),
             touched: Vec::with_capacity(limits::TURN_LIST_AT_START),
             starved: Vec::with_capacity(limits::TURN_LIST_AT_START),
+            rests: VecDeque::with_capacity(limits::TURN_LIST_AT_START),
             spare_gathers: (0..limits::GATHERS_AT_START).map(|_| Box::default()).collect(),
             scratch: Vec::with_capacity(limits::PAGE_LEN),
             stopping: false,
@@ -298,6 +305,9 @@ impl<D: Driver> Worker<D> {
     pub fn begin_turn(&mut self) -> Wait {
         let next = [self.wheel.next(), self.lane.due(), self.coalescer.next()].into_iter().flatten().min();
         let mut wait = self.wait.choose(self.driver.now(), next);
+        if !self.rests.is_empty() {
+            (wait.poll, wait.company_us) = (true, 0);
+        }
         self.before_wait(&mut wait);
         self.announce_sleep(&mut wait);
         self.counters.add(Counter::CompanyWaits, u64::from(wait.company_us > 0));
@@ -310,7 +320,6 @@ impl<D: Driver> Worker<D> {
         self.withdraw_sleep();
         self.counters.count(Counter::Turns);
         self.counters.add(Counter::TurnsExhausted, u64::from(batch.exhausted));
-        self.brought.len = batch.spans.iter().map(|span| span.len()).sum();
         self.brought.receives = batch
             .completions
             .iter()
@@ -319,6 +328,7 @@ impl<D: Driver> Worker<D> {
 
         self.handle(batch);
         self.take_findings();
+        self.serve_rests();
         let now = self.driver.now();
         self.coalescer.observe(now, self.brought);
         self.wait.observe(now, std::mem::take(&mut self.brought));
@@ -394,9 +404,14 @@ impl<D: Driver> Worker<D> {
 
     /// Connections whose receive found no page are armed again once pages are back, never on a timer.
     fn rearm_starved(&mut self) {
-        if self.starved.is_empty()
-            || (self.driver.pool().free_pages() == 0 && self.driver.pool().kernel_pages() == 0)
-        {
+        if self.starved.is_empty() {
+            return;
+        }
+        if self.driver.pool().free_pages() == 0 && self.driver.pool().kernel_pages() == 0 {
+            // Those that are gone do not wait: the list never holds more than there are sessions, twice over.
+            if self.starved.len() > 2 * self.sessions.len() {
+                self.starved.retain(|&key| self.sessions.find(key).is_some());
+            }
             return;
         }
         let mut starved = std::mem::take(&mut self.starved);

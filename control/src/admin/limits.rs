@@ -80,6 +80,20 @@ pub(super) fn list(status: &DataPlaneStatus, memory: Memory) -> Limits {
             "streams",
             "the next stream is refused",
         ),
+        (
+            "frames-per-turn",
+            None,
+            limits::FRAMES_PER_TURN_MAX as u64,
+            "frames of a session",
+            "the rest waits for the next turn",
+        ),
+        (
+            "frames-without-payload",
+            None,
+            limits::USELESS_FRAMES_MAX.into(),
+            "frames not earned",
+            "the session is closed",
+        ),
         ("stream-window", None, limits::STREAM_WINDOW_MAX.into(), "bytes", "the sender waits"),
         (
             "handshakes-waiting",
@@ -121,6 +135,13 @@ pub(super) fn list(status: &DataPlaneStatus, memory: Memory) -> Limits {
             "what a finished stream still held is dropped",
         ),
         ("close-timeout", None, seconds(limits::CLOSE_GRACE_NS), "s", "the stream is reset"),
+        (
+            "unanswered-ping-timeout",
+            None,
+            seconds(2 * limits::UNANSWERED_LOOK_NS),
+            "s",
+            "the session is closed, if it takes nothing either",
+        ),
         ("unacknowledged-data-timeout", None, limits::USER_TIMEOUT_MS.into(), "ms", "the session is closed"),
     ];
     let limits = rows.into_iter().map(|(name, used, value, unit, when_reached)| Limit {

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use ringwire_dataplane::driver::{
-    Batch, Completion, Driver, DriverError, Gather, Nanos, Part, ReceiveEnd, SocketKey, Wait,
+    Batch, Completion, Driver, DriverError, Gather, Nanos, Part, ReceiveEnd, SocketKey, Taken, Wait,
 };
 use ringwire_dataplane::limits::{HANDSHAKE_TIMEOUT_NS, PAGE_LEN, PAUSE_US_MAX};
 use ringwire_dataplane::ring::Pool;
@@ -40,6 +40,8 @@ pub struct SimDriver {
     /// Bytes of payload and headers the worker sent.
     sent_len: u64,
     turns_at_this_time: u32,
+    /// The worker did not want to wait.
+    is_polled: bool,
 }
 
 #[derive(Debug, Default)]
@@ -122,6 +124,7 @@ impl SimDriver {
             accepts: false,
             sent_len: 0,
             turns_at_this_time: 0,
+            is_polled: false,
         };
         driver.refill();
         Ok(driver)
@@ -453,7 +456,9 @@ impl SimDriver {
     /// The oracle looks for connections that are left unread although the worker has nothing else to do. Not among several
     /// workers: what makes one read on may be with another.
     fn sees_unread(&mut self) -> bool {
-        let is_busy = !self.ready.is_empty() || !self.submitted.is_empty() || self.ring.is_empty();
+        // One that does not wait has something of its own to do.
+        let is_busy =
+            !self.ready.is_empty() || !self.submitted.is_empty() || self.ring.is_empty() || self.is_polled;
         if is_busy || self.world.is_freezing || self.world.ledger.plan.workers > 1 {
             return false;
         }
@@ -646,6 +651,12 @@ impl Driver for SimDriver {
         self.submitted.push(Operation::Send(socket));
     }
 
+    fn taken(&mut self, socket: SocketKey) -> Option<Taken> {
+        let wire = self.slot(socket)?.wire?;
+        let (len, is_all) = self.world.wires[wire].duplex.acknowledged(Side::B);
+        Some(Taken { len, is_all })
+    }
+
     fn recall(&mut self, socket: SocketKey) {
         if self.slot(socket).is_some_and(|slot| slot.receiving || slot.sending.is_some()) {
             self.submitted.push(Operation::Recall(socket));
@@ -664,6 +675,7 @@ impl Driver for SimDriver {
         batch.completions.clear();
         batch.exhausted = false;
         let began = self.world.now;
+        self.is_polled = wait.poll;
         self.world.now += self.random.range(0, self.plan.turn_ns);
         self.pass_time(wait, batch);
         if !batch.completions.is_empty() {

@@ -1,5 +1,6 @@
 //! What a seed decided beforehand: peers, bridges, faults. Plain data; [`crate::scenario`] draws it.
 
+use ringwire_dataplane::Share;
 use ringwire_netem::{Nanos, Side, StreamConfig};
 use ringwire_proto::{smux, yamux};
 
@@ -125,6 +126,8 @@ pub enum Rudeness {
     Reopen,
     /// Two FINs.
     SecondFinish,
+    /// A frame every few seconds, and it does not mind that nothing comes back.
+    Deaf,
 }
 
 /// What comes instead of a handshake.
@@ -309,6 +312,11 @@ pub struct KernelPlan {
     pub company_us_max: u32,
     /// Worker's `busy_frames_per_second`.
     pub busy_frames_per_second: u64,
+    /// The kernel resets a connection on which nothing was acknowledged for `TCP_USER_TIMEOUT`. Not where the peer goes on answering
+    /// probes of its closed window, as some kernels count.
+    pub user_timeout: bool,
+    /// Worker's `share`: what a turn handles of one session.
+    pub share: Share,
     /// A worker of several is not let run, after one in a million turns of so many, for up to `pause_ns`.
     pub pauses: u32,
     /// How long at most; at most [`PAUSES_MAX`] times in a run.
@@ -348,6 +356,8 @@ impl KernelPlan {
             turn_ns: 2_000,
             company_us_max: 100,
             busy_frames_per_second: ringwire_dataplane::limits::BUSY_FRAMES_PER_SECOND,
+            user_timeout: true,
+            share: Share::default(),
             pauses: 0,
             pause_ns: 0,
             lane: LanePlan { hands: 1, cost_ns: 200_000, jobs_max: usize::MAX },

@@ -144,6 +144,7 @@ impl Fabric {
         let settings = Settings {
             company_us_max: plan.kernel.company_us_max,
             busy_frames_per_second: plan.kernel.busy_frames_per_second,
+            share: plan.kernel.share,
             ..Settings::default()
         };
         let stop = Arc::new(AtomicBool::new(false));

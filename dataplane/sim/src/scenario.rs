@@ -1,5 +1,6 @@
 //! Draws the plan of a seed: a theme, its peers and bridges, the kernel's faults, and when what is due.
 
+use ringwire_dataplane::Share;
 use ringwire_netem::{Jitter, LineConfig, LossConfig, Nanos, Random, Rate, SECOND_NS, Side, StreamConfig};
 
 use ringwire_proto::smux::Version;
@@ -81,6 +82,11 @@ pub fn draw(seed: u64) -> Plan {
     if seed != 0 {
         // Such a load as coalescing waits for is not simulated; less will do.
         plan.kernel.busy_frames_per_second = *random.pick(&[0, 50, plan.kernel.busy_frames_per_second]);
+        // Nor do honest clients bring more at a time than the share of a turn.
+        let small =
+            [Share { frames: 1, len: 1 }, Share { frames: 3, len: 5000 }, Share { frames: 40, len: 100 }];
+        plan.kernel.share =
+            *random.pick(&[small[0], small[1], small[2], plan.kernel.share, plan.kernel.share]);
     }
     plan
 }

@@ -291,7 +291,8 @@ impl World {
 
     fn watch_stuck(&mut self, wire: usize) {
         let entry = &mut self.wires[wire];
-        if !entry.watched
+        if self.ledger.plan.kernel.user_timeout
+            && !entry.watched
             && !entry.duplex.is_lost(Side::B)
             && let Some(since) = entry.duplex.stuck_since(Side::B)
         {

@@ -1,9 +1,10 @@
 //! What the server promises of its bridges and sessions, each as a scenario of its own in virtual time.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use ringwire_dataplane::Share;
 use ringwire_dataplane::counters::Counter;
 use ringwire_dataplane::limits;
-use ringwire_netem::{Nanos, Rate, SECOND_NS, StreamConfig};
+use ringwire_netem::{Nanos, Rate, SECOND_NS, Side, StreamConfig};
 use ringwire_proto::smux::Version;
 use ringwire_sim::plan::{
     Answer, BridgePlan, Character, EndPlan, Errand, Fault, FlowPlan, KernelPlan, LanePlan, Manner, PeerPlan,
@@ -387,4 +388,57 @@ fn extra_credit_grows_with_use_ends_with_idleness_and_grows_again() {
         [Counter::ExtraCredit, Counter::ExtraCreditIdle].map(|counter| report.counters.value(counter));
     assert!(granted > 0 && idle == granted, "{granted} bytes were granted, {idle} ended idle");
     assert_eq!(report.bridges.2, 2 * 6_000_001);
+}
+
+/// The bytes of several bulk streams in frames of a few bytes, each turn taking three frames of a session, and the worker replaced
+/// again and again while there is a rest.
+#[test]
+fn what_a_turn_has_no_room_for_is_handled_later_and_goes_along_to_a_successor() {
+    let flow = FlowPlan { len: 60_000, write_len: 100, pause_ns: 0, reader: Reader::Eager };
+    let bridges = (0..6).map(|number| bridge(number % 3, (number + 1) % 3, 5 * SECOND_NS, flow)).collect();
+    let mut plan = plan((0..3).map(|identity| peer(identity, Manner::Go)).collect(), bridges);
+    plan.kernel.share = Share { frames: 3, len: 2000 };
+    plan.handovers = (0..40).map(|number| 5 * SECOND_NS + number * SECOND_NS / 20).collect();
+    let report = run_plan(plan, false);
+    assert_eq!(report.failure, None);
+    assert_eq!((report.bridges.1, report.bridges.2), (6, 12 * 60_000));
+    assert_eq!(report.counters.value(Counter::BytesDropped), 0);
+    let carried = report.counters.value(Counter::ReceivesCarriedOver);
+    assert!(carried >= 20, "{carried}");
+    assert_eq!(report.counters.value(Counter::Thaws), 40);
+}
+
+#[test]
+fn a_client_that_sends_and_takes_nothing_is_let_go() {
+    for offset in [0, 11, 23] {
+        let cut_at = CUT_AT + offset * SECOND_NS;
+        let mut deaf = peer(0, Manner::Go);
+        deaf.character = Character::Rude(SECOND_NS, Rudeness::Deaf);
+        deaf.pings = false;
+        deaf.faults.push(Fault::CutOneWay(cut_at, Side::B));
+        let mut plan = plan(vec![deaf, peer(1, Manner::Go)], Vec::new());
+        plan.kernel.user_timeout = false;
+        let report = run_plan(plan, true);
+        assert_eq!(report.failure, None);
+        let after = first_close(&report) - cut_at;
+        // The next ping, and two looks.
+        assert!(after <= (30 + 2 * 15 + 1) * SECOND_NS, "{} s", after / SECOND_NS);
+        assert_eq!(report.counters.value(Counter::SessionsDead), 1);
+    }
+}
+
+#[test]
+fn a_client_that_takes_a_little_now_and_then_is_not_let_go() {
+    // What waits in front of a ping takes a minute on its way. It says something now and then, and minds nothing.
+    let mut slow = peer(0, Manner::Go);
+    slow.character = Character::Rude(SECOND_NS, Rudeness::Deaf);
+    slow.pings = false;
+    slow.down.line.rate = Rate::Constant(3000);
+    let flow = FlowPlan { len: 400_000, write_len: 4000, pause_ns: 0, reader: Reader::Eager };
+    let mut one = bridge(1, 0, 5 * SECOND_NS, flow);
+    one.back = FlowPlan { len: 1000, write_len: 10, pause_ns: SECOND_NS, reader: Reader::Eager };
+    let report = run_plan(plan(vec![slow, peer(1, Manner::Go)], vec![one]), false);
+    assert_eq!(report.failure, None);
+    assert_eq!(report.counters.value(Counter::SessionsDead), 0);
+    assert!(report.bridges.2 > 300_000, "{} bytes", report.bridges.2);
 }

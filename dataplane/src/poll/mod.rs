@@ -35,9 +35,11 @@ use rustix::net::SocketFlags;
 use rustix::time::Timespec;
 
 use crate::clock::monotonic;
-use crate::driver::{Batch, Completion, Driver, DriverError, Gather, Nanos, ReceiveEnd, SocketKey, Wait};
+use crate::driver::{
+    Batch, Completion, Driver, DriverError, Gather, Nanos, ReceiveEnd, SocketKey, Taken, Wait,
+};
 use crate::limits;
-use crate::ring::Pool;
+use crate::ring::{Pool, taken};
 use crate::slab::Slab;
 use crate::waker::{WakeEvent, Waker};
 use socket::Socket;
@@ -303,6 +305,10 @@ impl Driver for PollDriver {
         if let Some((gather, outcome)) = state.send(&self.pool, &mut self.slices) {
             self.local.push_back(Completion::Sent { socket, gather, outcome });
         }
+    }
+
+    fn taken(&mut self, socket: SocketKey) -> Option<Taken> {
+        taken(self.sockets.find(socket)?.descriptor())
     }
 
     fn recall(&mut self, socket: SocketKey) {

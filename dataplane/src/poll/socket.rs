@@ -131,7 +131,7 @@ impl Socket {
         let before = spans.len();
         let (descriptor, len_max) = (self.descriptor.as_fd(), self.len_max);
         let is_whole = len_max >= PAGE_LEN;
-        let pages = if is_whole { self.pages } else { 1 };
+        let pages = if is_whole { self.pages.min(len_max / PAGE_LEN) } else { 1 };
         let Some(filled) = pool.fill(pages, spans, |pages| read(descriptor, len_max, pages)) else {
             self.receiving = false;
             return Some(Err(ReceiveEnd::NoBuffers));

@@ -11,6 +11,7 @@ mod op;
 mod pool;
 mod probe;
 mod region;
+mod taken;
 mod uring;
 
 pub use loans::Lender;
@@ -18,4 +19,5 @@ pub use pool::{Filled, PAGES_PER_FILL_MAX, Pool, Span};
 #[cfg(test)]
 pub(crate) use probe::refusal;
 pub use probe::{Features, probe};
+pub(crate) use taken::taken;
 pub use uring::UringDriver;

@@ -7,6 +7,7 @@ use std::os::fd::RawFd;
 
 use io_uring::{opcode, squeue, types};
 
+use super::probe::Features;
 use crate::limits::{PAGE_LEN, RECEIVE_LEN_MAX};
 
 /// Group id of the one buffer ring of a worker.
@@ -71,13 +72,18 @@ pub(super) fn accept(listener: RawFd, token: Token) -> squeue::Entry {
 /// them, else one page. `wait_first`: the last receive emptied the socket, so trying before waiting would be in vain.
 pub(super) fn receive(
     socket: RawFd,
-    bundle: bool,
+    features: Features,
     len_max: usize,
     wait_first: bool,
     token: Token,
 ) -> squeue::Entry {
+    let bundle = features.receive_bundle && len_max > PAGE_LEN;
     // Without a bundle the kernel takes the page's length where it is the smaller one; zero says so for whole pages.
-    let len = if bundle || len_max < PAGE_LEN { len_max.min(RECEIVE_LEN_MAX) } else { 0 };
+    let len = match (bundle, len_max) {
+        (true, _) => bundle_len(features, len_max.min(RECEIVE_LEN_MAX)),
+        (false, ..PAGE_LEN) => len_max,
+        (false, _) => 0,
+    };
     let mut entry = opcode::Recv::new(types::Fd(socket), std::ptr::null_mut(), len as u32)
         .buf_group(BUFFER_GROUP)
         .build()
@@ -96,6 +102,13 @@ pub(super) fn receive(
     // value is valid for; the pointer is derived from an exclusive borrow and the struct is 8-byte aligned.
     unsafe { field.write(priority) };
     entry
+}
+
+/// What to ask of a bundle so that it brings at most `len_max` bytes, in whole pages. A kernel that appends goes on with all that is
+/// queued once a receive has filled its pages; not so where the last page asked for would be filled in part, which it leaves out
+/// instead: so it is asked for a byte more.
+fn bundle_len(features: Features, len_max: usize) -> usize {
+    len_max / PAGE_LEN * PAGE_LEN + usize::from(features.receive_leaves_part)
 }
 
 /// Place of `ioprio` in `struct io_uring_sqe`: opcode (1 byte), flags (1 byte), ioprio (2 bytes).

@@ -14,6 +14,9 @@ use crate::limits::{COMPLETION_ENTRIES, SUBMISSION_ENTRIES};
 pub struct Features {
     /// One receive may fill several pages (Linux 6.10).
     pub receive_bundle: bool,
+    /// A receive that would fill its last page in part leaves it out, and appends nothing to what it has (Linux 6.16). Linux 6.15
+    /// appends whatever is queued; what that is more than a turn takes waits for the next.
+    pub receive_leaves_part: bool,
     /// A wait may ask for company with a time limit (Linux 6.12).
     pub minimum_wait: bool,
 }
@@ -61,8 +64,20 @@ pub(super) fn build() -> Result<IoUring, DriverError> {
 pub(super) fn features(ring: &IoUring) -> Features {
     Features {
         receive_bundle: ring.params().is_feature_recvsend_bundle(),
+        receive_leaves_part: kernel_version().is_some_and(|version| version >= (6, 16)),
         minimum_wait: ring.params().is_feature_min_timeout(),
     }
+}
+
+/// Major and minor number of the running kernel.
+fn kernel_version() -> Option<(u32, u32)> {
+    version_of(&std::fs::read_to_string("/proc/sys/kernel/osrelease").ok()?)
+}
+
+/// Of a release such as `6.18.44-1-amd64`.
+fn version_of(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// Tells the three ways in which io_uring is forbidden apart by the error and by the system switch.
@@ -121,6 +136,15 @@ mod tests {
             let _ = probe();
             assert_eq!(socket.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         }
+    }
+
+    #[test]
+    fn releases_are_read() {
+        assert_eq!(version_of("6.18.44-1-amd64\n"), Some((6, 18)));
+        assert_eq!(version_of("6.1-rc3"), Some((6, 1)));
+        assert_eq!(version_of("10.0.0+"), Some((10, 0)));
+        assert_eq!(version_of("unknown"), None);
+        assert!(kernel_version().is_some_and(|version| version >= (4, 0)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::{HandshakeError, Outcome};
 use ringwire_proto::packet::{Opener, Sealer};
 
-use super::{CloseReason, Mux, Open, Phase, Step, Target};
+use super::{CloseReason, Look, Mux, Open, Phase, Purse, Rest, Step, Target};
 use crate::coalesce::Pace;
 use crate::counters::Counter;
 use crate::driver::Driver;
@@ -282,7 +282,10 @@ impl<D: Driver> Worker<D> {
             unanswered: Default::default(),
             round_trip_ns: None,
             pace: Pace::default(),
+            rest: Rest::default(),
+            purse: Purse::new(now),
             pinged_at: 0,
+            look: Look::default(),
             urgent: Default::default(),
             bulk: Default::default(),
         };

@@ -4,8 +4,8 @@ use ringwire_proto::smux;
 use ringwire_proto::yamux::{self, Incoming, Kind, Payload};
 
 use super::mux::Violation;
+use super::share::Share;
 use super::{CloseReason, Mux, Phase, Session, Target};
-use crate::coalesce::Receipt;
 use crate::counters::Counter;
 use crate::driver::{Driver, ReceiveEnd, SocketKey};
 use crate::limits;
@@ -16,8 +16,8 @@ use crate::warn;
 use crate::worker::Worker;
 
 impl<D: Driver> Worker<D> {
-    /// Received spans of one connection, in order; `more`: it has more already. Receiving goes on at once: a session is never left unread because one
-    /// of its streams is slow.
+    /// Received spans of one connection, in order; `more`: it has more already. Receiving goes on once all of it is handled: a session is
+    /// never left unread because one of its streams is slow.
     pub(crate) fn receive(&mut self, socket: SocketKey, spans: &[Span], more: bool) {
         let Some(key) = self.session_of(socket) else {
             self.counters.count(Counter::CompletionsStale);
@@ -27,47 +27,17 @@ impl<D: Driver> Worker<D> {
         if let Some(session) = self.sessions.find_mut(key) {
             session.receiving = false;
         }
-        let before = self.brought;
-        let mut len = 0;
-        for &span in spans {
-            len += span.len();
-            self.receive_span(key, span);
-        }
+        let len: usize = spans.iter().map(|span| span.len()).sum();
         self.counters.add(Counter::BytesReceived, len as u64);
-        let receipt = Receipt {
-            len,
-            more,
-            frames: self.brought.frames - before.frames,
-            interactive: self.brought.interactive > before.interactive,
-        };
-        if !self.pause_receiving(key, receipt) {
-            self.arm_receive(key);
-        }
-    }
-
-    /// Leaves a session alone for a while if that gathers more; false: it is to be asked at once.
-    fn pause_receiving(&mut self, key: Key, receipt: Receipt) -> bool {
-        let now = self.driver.now();
-        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return false };
-        let Some(until) = self.coalescer.pause(&mut open.pace, now, receipt) else { return false };
-        self.counters.count(Counter::ReceivesPaused);
-        self.coalescer.hold(key, until);
-        true
-    }
-
-    /// Sessions whose pause is over are asked again.
-    pub(crate) fn resume_receiving(&mut self) {
-        let now = self.driver.now();
-        while let Some(key) = self.coalescer.take_due(now) {
-            if !planted::is(Bug::PauseForgotten) {
-                self.arm_receive(key);
-            }
-        }
+        self.receive_within_share(key, spans, more);
     }
 
     /// Asks for the next bytes of a session.
     pub(crate) fn arm_receive(&mut self, key: Key) {
         let Some(session) = self.sessions.find_mut(key).filter(|session| !session.receiving) else { return };
+        if session.open().is_some_and(|open| !open.rest.is_empty()) {
+            return;
+        }
         session.unread = session.open().is_some_and(|open| !open.mux.may_receive());
         if session.unread {
             return;
@@ -75,7 +45,7 @@ impl<D: Driver> Worker<D> {
         // A stranger is asked for what fits into its stash, and for nothing when that is full: the rest waits in the kernel.
         let len_max = match &session.phase {
             Phase::Handshake(half_open) => half_open.room(),
-            Phase::Open(_) => limits::RECEIVE_LEN_MAX,
+            Phase::Open(open) => open.rest.receive_len_max(),
         };
         if !self.freezing && len_max > 0 {
             session.receiving = true;
@@ -105,51 +75,77 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn receive_span(&mut self, key: Key, span: Span) {
-        let Some(session) = self.sessions.find_mut(key) else { return };
-        if session.closing.is_some() {
-            return;
-        }
-        match &session.phase {
-            Phase::Handshake(_) => self.receive_stranger(key, span),
-            Phase::Open(_) => self.receive_open(key, span),
+    /// Handles a span as far as the share goes; returns how many bytes that was.
+    pub(super) fn receive_span(&mut self, key: Key, span: Span, share: &mut Share) -> usize {
+        match self.sessions.find_mut(key) {
+            Some(Session { closing: None, phase: Phase::Open(_), .. }) => self.receive_open(key, span, share),
+            Some(Session { closing: None, phase: Phase::Handshake(_), .. }) => {
+                // What a stranger may send before it is judged is less than any share.
+                self.receive_stranger(key, span);
+                span.len()
+            }
+            Some(Session { closing: Some(_), .. }) | None => span.len(),
         }
     }
 
     /// Bytes of an open session that are not in a page.
     pub(super) fn receive_copied(&mut self, key: Key, bytes: &[u8]) {
+        // A stash is less than a share.
+        let mut share = Share::ALL;
         for piece in bytes.chunks(limits::PAGE_LEN) {
             let Some(mut span) = self.driver.pool().allocate(piece.len()) else {
                 return self.close_session(key, CloseReason::HandshakeFailed);
             };
             self.driver.pool().append(&mut span, piece);
-            self.receive_open(key, span);
+            self.receive_open(key, span, &mut share);
             self.driver.pool().release(span);
         }
     }
 
     /// Bytes of an authenticated session: frames of the multiplexer that its first byte told.
-    fn receive_open(&mut self, key: Key, span: Span) {
+    fn receive_open(&mut self, key: Key, span: Span, share: &mut Share) -> usize {
+        if share.is_used_up() {
+            return 0;
+        }
         let now = self.driver.now();
-        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return };
+        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return span.len() };
         if let Mux::Unknown { .. } = open.mux {
-            let Some(&first) = self.driver.pool().bytes(span).first() else { return };
+            let Some(&first) = self.driver.pool().bytes(span).first() else { return span.len() };
             match Mux::of_first_byte(first, self.settings.yamux, now) {
                 Ok(mux) => self.settle_mux(key, mux),
-                Err(violation) => return self.fail_session(key, violation),
+                Err(violation) => {
+                    self.fail_session(key, violation);
+                    return span.len();
+                }
             }
         }
-        match self.sessions.find_mut(key).and_then(Session::open_mut).map(|open| &mut open.mux) {
+        let mut seen = Seen::default();
+        let outcome = match self.sessions.find_mut(key).and_then(Session::open_mut).map(|open| &mut open.mux)
+        {
             Some(Mux::Yamux(session, _)) => {
                 session.handle_bytes_received(now);
-                self.receive_yamux(key, span);
+                self.receive_yamux(key, span, share, &mut seen)
             }
             Some(Mux::Smux(session, _)) => {
                 session.handle_bytes_received(now);
-                self.receive_smux(key, span);
+                self.receive_smux(key, span, share, &mut seen)
             }
-            Some(Mux::Unknown { .. }) | None => {}
-        }
+            Some(Mux::Unknown { .. }) | None => Ok(span.len()),
+        };
+        let taken = outcome.and_then(|taken| self.settle_purse(key, seen).map(|()| taken));
+        let taken = taken.unwrap_or_else(|violation| {
+            self.fail_session(key, violation);
+            span.len()
+        });
+        share.len = share.len.saturating_sub(taken);
+        taken
+    }
+
+    /// What frames without use cost the session, and what those with payload are worth to it.
+    fn settle_purse(&mut self, key: Key, seen: Seen) -> Result<(), Violation> {
+        let now = self.driver.now();
+        let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return Ok(()) };
+        if open.purse.settle(now, seen.with_payload, seen.useless) { Ok(()) } else { Err(Violation::Useless) }
     }
 
     /// The multiplexer of a session is known: its clocks start.
@@ -170,60 +166,82 @@ impl<D: Driver> Worker<D> {
         self.sessions.find_mut(key)?.open_mut()?.mux.open(now, half)
     }
 
-    fn receive_yamux(&mut self, key: Key, span: Span) {
+    fn receive_yamux(
+        &mut self,
+        key: Key,
+        span: Span,
+        share: &mut Share,
+        seen: &mut Seen,
+    ) -> Result<usize, Violation> {
         let mut at = 0;
         let now = self.driver.now();
         // One piece at a time: what a header leads to may end this very session.
-        while let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) {
-            let Mux::Yamux(session, cutter) = &mut open.mux else { return };
-            match cutter.next(self.driver.pool().bytes(span), &mut at) {
-                Ok(Some(yamux::Piece::Header { header, .. })) => match session.handle_header(now, &header) {
-                    Ok(incoming) => {
-                        if header.kind == Kind::Ping {
-                            self.note_round_trips(key);
-                        }
-                        self.handle_incoming(key, &incoming);
+        while share.frames > 0 {
+            let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else {
+                return Ok(span.len());
+            };
+            let Mux::Yamux(session, cutter) = &mut open.mux else { return Ok(span.len()) };
+            let piece =
+                cutter.next(self.driver.pool().bytes(span), &mut at).map_err(yamux::Violation::from)?;
+            match piece {
+                Some(yamux::Piece::Header { header, .. }) => {
+                    let incoming = session.handle_header(now, &header).map_err(Violation::from)?;
+                    share.frames -= 1;
+                    seen.note(incoming.payload);
+                    if header.kind == Kind::Ping {
+                        self.note_round_trips(key);
                     }
-                    Err(violation) => return self.fail_session(key, violation.into()),
-                },
-                Ok(Some(yamux::Piece::Payload { range, last })) => {
+                    self.handle_incoming(key, &incoming);
+                }
+                Some(yamux::Piece::Payload { range, last }) => {
                     let target = open.target;
                     self.take_payload(key, target, span.part(range.start, range.len()), last);
                 }
-                Ok(None) => break,
-                Err(fault) => return self.fail_session(key, yamux::Violation::from(fault).into()),
+                None => return Ok(span.len()),
             }
         }
+        Ok(at)
     }
 
     /// As [`receive_yamux`](Self::receive_yamux). What the frames mean is the same, save that a peer can break a single
     /// stream.
-    fn receive_smux(&mut self, key: Key, span: Span) {
+    fn receive_smux(
+        &mut self,
+        key: Key,
+        span: Span,
+        share: &mut Share,
+        seen: &mut Seen,
+    ) -> Result<usize, Violation> {
         let mut at = 0;
         let now = self.driver.now();
-        while let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) {
-            let Mux::Smux(session, cutter) = &mut open.mux else { return };
-            let incoming = match cutter.next(self.driver.pool().bytes(span), &mut at) {
-                Ok(Some(smux::Piece::Header(header))) => match session.handle_header(now, &header) {
-                    Ok(incoming) => incoming,
-                    Err(violation) => return self.fail_session(key, violation.into()),
-                },
-                Ok(Some(smux::Piece::Update { stream, update })) => {
-                    session.handle_update(now, stream, update)
+        while share.frames > 0 {
+            let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else {
+                return Ok(span.len());
+            };
+            let Mux::Smux(session, cutter) = &mut open.mux else { return Ok(span.len()) };
+            let piece =
+                cutter.next(self.driver.pool().bytes(span), &mut at).map_err(smux::Violation::from)?;
+            let incoming = match piece {
+                Some(smux::Piece::Header(header)) => {
+                    session.handle_header(now, &header).map_err(Violation::from)?
                 }
-                Ok(Some(smux::Piece::Payload { range, last })) => {
+                Some(smux::Piece::Update { stream, update }) => session.handle_update(now, stream, update),
+                Some(smux::Piece::Payload { range, last }) => {
                     let target = open.target;
                     self.take_payload(key, target, span.part(range.start, range.len()), last);
                     continue;
                 }
-                Ok(None) => break,
-                Err(fault) => return self.fail_session(key, smux::Violation::from(fault).into()),
+                None => return Ok(span.len()),
             };
-            if let Some(fault) = incoming.fault {
+            let (fault, incoming) = (incoming.fault, as_yamux(&incoming));
+            share.frames -= 1;
+            seen.note(incoming.payload);
+            if let Some(fault) = fault {
                 self.break_stream(key, incoming.tag, fault);
             }
-            self.handle_incoming(key, &as_yamux(&incoming));
+            self.handle_incoming(key, &incoming);
         }
+        Ok(at)
     }
 
     /// The peer broke a rule of one stream: that bridge ends, the session goes on.
@@ -349,6 +367,23 @@ impl<D: Driver> Worker<D> {
                 self.close_after_flush(key, CloseReason::Violation);
             }
             None => self.close_session(key, CloseReason::Violation),
+        }
+    }
+}
+
+/// Frames of one look at a session's bytes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Seen {
+    with_payload: usize,
+    useless: usize,
+}
+
+impl Seen {
+    #[inline]
+    fn note(&mut self, payload: Payload) {
+        match payload {
+            Payload::Deliver(_) => self.with_payload += 1,
+            Payload::None | Payload::Discard(_) => self.useless += 1,
         }
     }
 }

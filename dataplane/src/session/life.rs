@@ -135,7 +135,10 @@ impl<D: Driver> Worker<D> {
                 return;
             }
             Phase::Handshake(_) => {}
-            Phase::Open(_) => self.run_mux_timers(key, now),
+            Phase::Open(_) => {
+                self.run_mux_timers(key, now);
+                self.look_at_unanswered(key, now);
+            }
         }
         self.arm_session_timer(key);
     }
@@ -178,10 +181,11 @@ impl<D: Driver> Worker<D> {
                     self.proof_ends();
                 }
             }
-            Phase::Open(open) => {
+            Phase::Open(mut open) => {
                 self.counters.count(Counter::SessionsClosed);
                 self.holders.leave(open.holder);
                 self.crowd.leave(Prefix::from(session.peer_address.ip()));
+                open.rest.spans().clear(&mut self.nodes, self.driver.pool());
                 if self.settings.sessions_per_address.is_some() {
                     self.by_address.leave(Prefix::from(session.peer_address.ip()), &open.peer);
                 }
@@ -247,6 +251,6 @@ impl<D: Driver> Worker<D> {
 fn session_deadline(session: &Session) -> Option<Nanos> {
     match &session.phase {
         Phase::Handshake(_) => Some(session.accepted_at + limits::HANDSHAKE_TIMEOUT_NS),
-        Phase::Open(open) => open.mux.next_timeout(),
+        Phase::Open(open) => open.mux.next_timeout().into_iter().chain(open.look_due()).min(),
     }
 }

@@ -10,6 +10,8 @@ mod life;
 mod mux;
 mod outbound;
 mod rounds;
+mod share;
+mod unanswered;
 
 use std::net::SocketAddr;
 
@@ -29,6 +31,9 @@ pub use life::CloseReason;
 pub(crate) use mux::{Frame, Mux};
 pub(crate) use rounds::Places;
 use rounds::{Line, Rounds};
+pub use share::Share;
+pub(crate) use share::{Purse, Rest};
+pub(crate) use unanswered::Look;
 
 /// One connection of a worker.
 #[derive(Debug)]
@@ -138,6 +143,8 @@ pub(crate) struct Open {
     /// in front of us would make every path look short.
     pub(crate) round_trip_ns: Option<Nanos>,
     pub(crate) pinged_at: Nanos,
+    /// What was last seen of it while it owed an answer.
+    pub(crate) look: Look,
     /// That of its entry in the directory.
     pub(crate) generation: u64,
     /// How its receives come.
@@ -148,6 +155,10 @@ pub(crate) struct Open {
     pub(crate) unbridged_len: usize,
     /// Dials that its peer has not answered.
     pub(crate) unanswered: Unanswered,
+    /// Received, and for later turns.
+    pub(crate) rest: Rest,
+    /// What it may spend on frames that bring nothing.
+    pub(crate) purse: Purse,
     /// Halves with something small to send: requests, responses, keystrokes.
     pub(crate) urgent: Line,
     /// Halves with bulk to send.

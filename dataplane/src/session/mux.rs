@@ -33,6 +33,13 @@ pub(crate) enum Violation {
     /// A rule of smux.
     #[error(transparent)]
     Smux(#[from] smux::Violation),
+    /// Frames that bring nothing: pings, resets, openings, updates and data of streams that are gone.
+    #[error(
+        "frame upon frame that brings nothing: {} at once, or {} a second for long, and hardly any payload",
+        limits::USELESS_FRAMES_MAX,
+        limits::USELESS_FRAMES_PER_SECOND
+    )]
+    Useless,
     /// The first byte belongs to neither multiplexer.
     #[error("first byte {0:#04x} is neither yamux (00) nor smux (01, 02)")]
     UnknownMultiplexer(u8),
@@ -43,6 +50,7 @@ impl Violation {
     pub(super) const fn counter(&self) -> Counter {
         match self {
             Self::UnknownMultiplexer(_) => Counter::ViolationsFirstByte,
+            Self::Useless => Counter::ViolationsUseless,
             Self::Yamux(yamux::Violation::Header(_)) | Self::Smux(smux::Violation::Header(_)) => {
                 Counter::ViolationsHeader
             }
@@ -66,7 +74,8 @@ impl Violation {
     pub(super) fn go_away(&self) -> Option<Frame> {
         match self {
             Self::Yamux(violation) => violation.go_away().map(Frame::from),
-            Self::Smux(_) | Self::UnknownMultiplexer(_) => None,
+            // Whoever sends so much of nothing is not waited for until he has read a farewell.
+            Self::Smux(_) | Self::Useless | Self::UnknownMultiplexer(_) => None,
         }
     }
 }
@@ -80,6 +89,9 @@ pub(crate) enum DeadReason {
     /// As smux sees it.
     #[error(transparent)]
     Smux(smux::DeadReason),
+    /// It sends, and takes nothing.
+    #[error("a ping unanswered, and nothing taken of what was sent to it, for {} s", limits::UNANSWERED_LOOK_NS / limits::SECOND_NS)]
+    TakesNothing,
     /// The peer proved its key and never said anything: clients ping at once, or every 30 s at least (dmsg-wire 5.6, 15).
     #[error("not a byte since the handshake")]
     NeverSpoke,
@@ -312,6 +324,12 @@ impl Mux {
         if let Self::Yamux(session, _) = self {
             session.ping(now);
         }
+    }
+
+    /// Since when the oldest ping waits for its answer. None: there is none; smux knows no answers.
+    pub(crate) fn unanswered_since(&self) -> Option<Nanos> {
+        let Self::Yamux(session, _) = self else { return None };
+        session.unanswered_since()
     }
 
     /// The next round trip that a ping measured, in nanoseconds.

@@ -205,6 +205,9 @@ impl<D: Driver> Worker<D> {
                     session.sending = false;
                     session.gather_len_max =
                         next_gather_len(session.gather_len_max, gather.len(), now - session.sending_since);
+                    if let Some(open) = session.open_mut() {
+                        open.purse.earn_sent(gather.shares().len(), gather.len());
+                    }
                 }
                 for share in gather.shares() {
                     self.return_credit(share.half, share.len);

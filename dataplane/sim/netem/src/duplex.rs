@@ -95,6 +95,12 @@ impl Duplex {
         self.lost[side as usize]
     }
 
+    /// How many bytes of this side were acknowledged, and whether that is all it wrote.
+    #[must_use]
+    pub fn acknowledged(&self, side: Side) -> (u64, bool) {
+        self.streams[side as usize].acknowledged()
+    }
+
     /// Takes what there is room for; 0 means blocked.
     ///
     /// # Errors

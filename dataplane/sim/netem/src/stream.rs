@@ -49,6 +49,7 @@ pub struct Stream {
     /// Arrived bytes, then those under way, then those not sent.
     bytes: VecDeque<u8>,
     arrived_len: usize,
+    written_len: u64,
     /// Arrived, but the acknowledgement cannot come back.
     unacknowledged_len: usize,
     flight: VecDeque<Segment>,
@@ -86,6 +87,7 @@ impl Stream {
             random,
             bytes: VecDeque::new(),
             arrived_len: 0,
+            written_len: 0,
             unacknowledged_len: 0,
             flight: VecDeque::new(),
             flight_len: 0,
@@ -114,6 +116,7 @@ impl Stream {
                 self.progress_at = now;
             }
             self.bytes.extend(&bytes[..taken]);
+            self.written_len += taken as u64;
             self.advance(now);
         }
         taken
@@ -191,6 +194,13 @@ impl Stream {
     #[must_use]
     pub fn stuck_since(&self) -> Option<Nanos> {
         (self.outstanding_len() > 0).then_some(self.progress_at)
+    }
+
+    /// How many bytes were acknowledged, and whether that is all that was written.
+    #[must_use]
+    pub fn acknowledged(&self) -> (u64, bool) {
+        let outstanding_len = self.outstanding_len();
+        (self.written_len - outstanding_len as u64, outstanding_len == 0)
     }
 
     /// Cuts or restores the way. Nothing passes while it is cut.

@@ -112,6 +112,8 @@ impl std::fmt::Debug for Peer {
 const OUT_LEN: usize = 32 * 1024;
 /// A Go client closes its session when a ping reply takes longer.
 const PONG_WITHIN_NS: Nanos = 10 * SECOND_NS;
+/// How often a deaf client says something.
+const DEAF_EVERY_NS: Nanos = 5 * SECOND_NS;
 /// Besides the keepalive, peers measure how long a ping takes.
 const PING_EVERY_NS: Nanos = 7 * SECOND_NS;
 
@@ -296,8 +298,11 @@ impl Peer {
     /// Events, timers, streams.
     fn work(&mut self, context: &mut Context<'_>) {
         let now = context.now;
+        let is_deaf = self.is_deaf();
         if let Stage::Open(open) = &mut self.stage {
-            open.mux.handle_timeout(now);
+            if !is_deaf {
+                open.mux.handle_timeout(now);
+            }
             if now >= open.pings_at {
                 open.pings_at = now + PING_EVERY_NS;
                 open.mux.ping(now);
@@ -305,7 +310,7 @@ impl Peer {
         }
         self.handle_events(context);
         if matches!(self.stage, Stage::Open(_)) && now >= self.rude_at {
-            self.rude_at = Nanos::MAX;
+            self.rude_at = if self.is_deaf() { now + DEAF_EVERY_NS } else { Nanos::MAX };
             self.be_rude();
         }
         self.dial_waiting(context);
@@ -436,6 +441,7 @@ impl Peer {
             Rudeness::Version => self.out.extend_from_slice(&[9; 12]),
             Rudeness::Reopen => self.out.extend_from_slice(&[syn, syn].concat()),
             Rudeness::SecondFinish => self.out.extend_from_slice(&[syn, fin, fin].concat()),
+            Rudeness::Deaf => self.out.extend_from_slice(&Header::window_update(99_999, 1).encode()),
         }
     }
 
@@ -454,14 +460,19 @@ impl Peer {
             Rudeness::Version => self.out.extend_from_slice(&[9; 8]),
             Rudeness::Reopen => self.out.extend_from_slice(&[syn, syn].concat()),
             Rudeness::SecondFinish => self.out.extend_from_slice(&[syn, fin, fin].concat()),
+            Rudeness::Deaf => {}
         }
+    }
+
+    fn is_deaf(&self) -> bool {
+        matches!(self.plan.character, Character::Rude(_, Rudeness::Deaf))
     }
 
     fn plan_timer(&mut self, now: Nanos) {
         self.timer_at = match &self.stage {
             Stage::Open(open) => {
                 let apps = open.apps.values().map(|app| app.timer_at).min().unwrap_or(Nanos::MAX);
-                let mux = open.mux.next_timeout().unwrap_or(Nanos::MAX);
+                let mux = open.mux.next_timeout().filter(|_| !self.is_deaf()).unwrap_or(Nanos::MAX);
                 apps.min(mux).min(open.pings_at).min(self.rude_at).max(now)
             }
             Stage::Greeting(_) | Stage::Idle | Stage::Over => Nanos::MAX,
