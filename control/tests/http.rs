@@ -199,6 +199,29 @@ async fn a_client_that_never_reads_loses_its_connection() {
 }
 
 #[tokio::test]
+async fn an_answer_that_nobody_reads_ends_long_before_its_connection_would() {
+    let limits = Limits { unread: Duration::from_secs(2), connection: 10 * PATIENCE, ..Limits::default() };
+    let router = router().route("/long", get(|| async { vec![b'z'; 64 << 20] }));
+    let mut server = HttpServer::new(router, limits);
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    server.listen(listener);
+    let counters = server.counters().clone();
+    let mut unread = TcpStream::connect(address).await.unwrap();
+    unread.write_all(get_text("/long").as_bytes()).await.unwrap();
+    while counters.connections_opened.get() < 1 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    settled(&counters).await;
+    assert_eq!(counters.connections_failed.get(), 1);
+    let mut read = TcpStream::connect(address).await.unwrap();
+    read.write_all(get_text("/long").as_bytes()).await.unwrap();
+    let bytes = read_to_close(&mut read).await.len();
+    assert!(bytes > 64 << 20, "{bytes}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_unix_socket_is_a_listener_too() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("socket");

@@ -15,7 +15,8 @@ pub struct HttpCounters {
     pub connections_closed: Counter,
     /// Connections closed at once because there were too many, in all or from one address.
     pub connections_refused: Counter,
-    /// Connections that ended with an error: no HTTP, a head that took too long or was too long, a peer that left.
+    /// Connections that ended with an error: no HTTP, a head that took too long or was too long, a peer that left
+    /// or did not read.
     pub connections_failed: Counter,
     /// Requests of which the head was read.
     pub requests_opened: Counter,

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// Bounds of one [`super::HttpServer`]. The defaults are for services that strangers can reach.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Connections at a time; one more is accepted and closed at once.
+    /// Connections at a time; one more is accepted and closed at once. The last sixteen (of few: a quarter) are only for
+    /// callers of this machine.
     pub connections_max: usize,
     /// Of those, from one address that is not loopback; IPv6 by /64. One more is closed at once.
     pub connections_per_address_max: usize,
@@ -18,8 +19,10 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// How long body and answer of a request may take together; 408 beyond it.
     pub request: Duration,
+    /// How long an answer may make no progress because nobody reads it; the connection is cut off after it.
+    pub unread: Duration,
     /// How long a connection may live before it is asked to end after its current request, and is cut off
-    /// [`request`](Self::request) later: bounds a reader that does not read.
+    /// [`request`](Self::request) later: bounds a reader that hardly reads.
     pub connection: Duration,
     /// How long requests in progress are waited for at an orderly stop.
     pub stop: Duration,
@@ -34,6 +37,7 @@ impl Default for Limits {
             head_bytes_max: 16 * 1024,
             body_bytes_max: 1024 * 1024,
             request: Duration::from_secs(10),
+            unread: Duration::from_secs(10),
             connection: Duration::from_secs(120),
             stop: Duration::from_secs(3),
         }

@@ -15,10 +15,11 @@ mod limits;
 mod places;
 mod reply;
 mod serve;
+mod unread;
 
 pub use caller::Caller;
 pub use counters::HttpCounters;
 pub use health::{BuildInfo, Health};
 pub use limits::Limits;
-pub use reply::{Reply, body_of};
+pub use reply::{Reply, body_of, json_pieces};
 pub use serve::{BindError, HttpServer, bind};

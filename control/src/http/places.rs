@@ -1,4 +1,5 @@
-//! Who may have how many connections at a time: so many in all, so many from one address.
+//! Who may have how many connections at a time: so many in all, so many from one address. A few are kept for programs of this
+//! machine, so that a server reaches its own discovery whatever strangers do.
 //!
 //! In: callers. Out: a [`Place`] to hold while the connection lives, or none. An IPv6 address counts with its /64,
 //! because whoever has one address of it has them all. Callers on loopback are not told apart: behind them is a proxy,
@@ -12,6 +13,9 @@ use super::Caller;
 
 /// How many bits of an IPv6 address name the network of its owner.
 const V6_HOST_BITS: u32 = 64;
+
+/// Connections that only callers of this machine have, but never more than a quarter of all.
+const LOCAL_PLACES: usize = 16;
 
 /// The connections of one server.
 #[derive(Debug)]
@@ -44,7 +48,8 @@ impl Places {
     pub(super) fn take(self: &Arc<Self>, caller: &Caller) -> Option<Place> {
         let address = counted(caller);
         let mut taken = self.taken();
-        if taken.all >= self.connections_max {
+        let kept = if address.is_some() { LOCAL_PLACES.min(self.connections_max / 4) } else { 0 };
+        if taken.all >= self.connections_max - kept {
             return None;
         }
         if let Some(address) = address {
@@ -112,6 +117,16 @@ mod tests {
         drop(other);
         let taken = places.taken();
         assert_eq!((taken.all, taken.by_address.len()), (0, 0), "everything was given back");
+    }
+
+    #[test]
+    fn strangers_leave_places_for_this_machine() {
+        let places = Places::new(8, 64);
+        let strangers: Vec<_> = (0..6).map(|_| places.take(&caller("203.0.113.7:1")).unwrap()).collect();
+        assert!(places.take(&caller("203.0.113.8:1")).is_none());
+        let local: Vec<_> = (0..2).map(|_| places.take(&caller("127.0.0.1:1")).unwrap()).collect();
+        assert!(places.take(&Caller::Local).is_none());
+        drop((strangers, local));
     }
 
     #[test]

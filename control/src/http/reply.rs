@@ -2,11 +2,17 @@
 //!
 //! The shape is that of the dmsg discovery, `{"message":"…","code":N}`, for errors and successes alike (services 1.9).
 
-use axum::body::Bytes;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
 use axum::extract::rejection::BytesRejection;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::{Frame, SizeHint};
 use serde::Serialize;
 
 /// The media type of nearly all answers.
@@ -17,6 +23,8 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 pub enum Reply {
     /// 200 with a JSON text.
     Json(String),
+    /// The same with a text that others have too.
+    Shared(Bytes),
     /// `{"message":"…","code":N}`.
     Message(StatusCode, String),
     /// Nothing but a status.
@@ -54,6 +62,7 @@ impl IntoResponse for Reply {
 
         match self {
             Self::Json(text) => ([(CONTENT_TYPE, JSON)], text).into_response(),
+            Self::Shared(text) => ([(CONTENT_TYPE, JSON)], text).into_response(),
             Self::Message(status, message) => {
                 let Self::Json(text) = Self::json(&Message { message, code: status.as_u16() }) else {
                     return StatusCode::INTERNAL_SERVER_ERROR.into_response();
@@ -62,6 +71,37 @@ impl IntoResponse for Reply {
             }
             Self::Status(status) => status.into_response(),
         }
+    }
+}
+
+/// 200 with a JSON text of `bytes` bytes that lies in pieces: it is put together nowhere, and a piece that others have too
+/// costs nothing while this answer is not read.
+pub fn json_pieces(bytes: usize, pieces: impl Iterator<Item = Bytes> + Send + Unpin + 'static) -> Response {
+    let left = u64::try_from(bytes).unwrap_or(u64::MAX);
+    ([(CONTENT_TYPE, JSON)], Body::new(Pieces { pieces, left })).into_response()
+}
+
+struct Pieces<I> {
+    pieces: I,
+    /// Bytes to come.
+    left: u64,
+}
+
+impl<I: Iterator<Item = Bytes> + Unpin> hyper::body::Body for Pieces<I> {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let piece = self.pieces.next();
+        self.left = self.left.saturating_sub(piece.as_ref().map_or(0, |piece| piece.len() as u64));
+        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
     }
 }
 

@@ -29,6 +29,7 @@ use tokio::time::timeout;
 use tower::ServiceExt as _;
 
 use super::places::{Place, Places};
+use super::unread::Unread;
 use super::{Caller, HttpCounters, Limits, Reply};
 
 /// Why a listener could not be had.
@@ -159,7 +160,7 @@ async fn serve<Io>(
             .timer(TokioTimer::new())
             .header_read_timeout(limits.head)
             .max_buf_size(limits.head_bytes_max)
-            .serve_connection(TokioIo::new(io), service)
+            .serve_connection(TokioIo::new(Unread::new(io, limits.unread)), service)
     );
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),

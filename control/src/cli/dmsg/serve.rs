@@ -37,6 +37,8 @@ const LIMITS: Limits = Limits {
     head_bytes_max: 64 * 1024,
     body_bytes_max: usize::MAX,
     request: Duration::from_secs(60),
+    // Who reads a stream pauses it as he likes.
+    unread: Duration::from_secs(600),
     connection: Duration::from_secs(3600),
     stop: Duration::from_secs(3),
 };
