@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ringwire_dataplane::counters::Counter;
 use ringwire_proto::entry::Deployment;
-use ringwire_proto::identity::SecretKey;
+use ringwire_proto::identity::{PublicKey, SecretKey};
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -27,7 +27,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::config;
 use crate::discovery::{
-    DiscoveryClient, DiscoveryError, DiscoveryHost, DiscoverySettings, HostError, deployment_of,
+    DiscoveryClient, DiscoveryError, DiscoveryHost, DiscoverySettings, HostError, MemoryStore, deployment_of,
 };
 use crate::http::{BindError, BuildInfo, Health, HttpServer, Limits, bind};
 use crate::metrics::{CounterSource as _, Metrics, Rates, Totals};
@@ -43,6 +43,8 @@ const DISCOVERY_PORT: u16 = 9090;
 const SESSIONS_MAX: u32 = 2048;
 /// How often the data plane's counters are read.
 const BEAT: Duration = Duration::from_secs(1);
+/// How often, while the embedded discovery is nearly full, it is told whose sessions are here.
+const PROVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The journal of the embedded discovery, in the state directory.
 const JOURNAL: &str = "discovery.json";
 
@@ -163,6 +165,7 @@ impl Prepared {
             Some(listener) => {
                 let all: Vec<_> = listening.iter().copied().chain([listener.local_addr()?]).collect();
                 let mut settings = DiscoverySettings::new(deployment_of(&all));
+                settings.own_server = Some(key.public_key());
                 settings.health = Health { service_name: settings.health.service_name, ..health.clone() };
                 deployment = Some(settings.deployment);
                 let host = DiscoveryHost::start(listener, settings, state.directory().join(JOURNAL))?;
@@ -197,7 +200,8 @@ impl Prepared {
             }
             None => None,
         };
-        let beat = tokio::spawn(beat(plane.clone(), Arc::clone(&registration), rates, advertise));
+        let store = host.as_ref().map(|host| Arc::clone(host.store()));
+        let beat = tokio::spawn(beat(plane.clone(), Arc::clone(&registration), rates, advertise, store));
         Ok(Services { host, deployment, registration, address, http, beat })
     }
 }
@@ -256,11 +260,30 @@ impl Advertise {
     }
 }
 
-async fn beat(plane: Plane, registration: Arc<Registration>, rates: Arc<Rates>, advertise: Advertise) {
+async fn beat(
+    plane: Plane,
+    registration: Arc<Registration>,
+    rates: Arc<Rates>,
+    advertise: Advertise,
+    store: Option<Arc<MemoryStore>>,
+) {
     let mut ticks = tokio::time::interval(BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut prove_at = Instant::now();
     loop {
         ticks.tick().await;
+        if let Some(store) = store.as_ref().filter(|store| Instant::now() >= prove_at && store.is_dense()) {
+            prove_at = Instant::now() + PROVE_INTERVAL;
+            let Some(table) = plane.table().await else { return };
+            let store = Arc::clone(store);
+            let keys = table.sessions.into_iter().map(|session| session.note.peer);
+            // Tens of microseconds for each key; detached, because nothing waits for it.
+            drop(tokio::task::spawn_blocking(move || {
+                store.prove(
+                    keys.filter_map(|key| PublicKey::from_bytes(key.as_bytes()).ok()).collect::<Vec<_>>(),
+                );
+            }));
+        }
         let Some(totals) = plane.totals().await else { return };
         rates.note(totals.sum(Counter::FramesReceived), Instant::now());
         registration.set_content(advertise.content(&totals));

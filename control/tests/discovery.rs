@@ -11,8 +11,8 @@ use std::time::Duration;
 use reqwest::{Client, Method, StatusCode};
 use ringwire::discovery::{
     Changes, DiscoveryClient, DiscoveryCounters, DiscoveryError, DiscoveryHost, DiscoveryService,
-    DiscoverySettings, MemoryStore, PutError, Record, Refusal, Store as _, StoreLimits, UnixClock,
-    deployment_of, journal, unix_now_ns,
+    DiscoverySettings, KindLimits, MemoryStore, PutError, Record, Refusal, Sender, Source, Store as _,
+    StoreLimits, UnixClock, deployment_of, journal, unix_now_ns,
 };
 use ringwire::http::{BuildInfo, Health, HttpServer, Limits, bind};
 use ringwire_proto::entry::{ClientPart, Deployment, ENTRY_VERSION, Entry, ServerPart};
@@ -170,7 +170,7 @@ async fn our_client_and_our_discovery_understand_each_other() {
     assert_eq!(client.available_servers().await.unwrap(), [], "a full server is not available");
     let listed = client.all_servers().await.unwrap();
     assert_eq!(listed.len(), 1);
-    assert_eq!(listed[0].server.as_ref().unwrap().server_type, "official");
+    assert_eq!(listed[0].server.as_ref().unwrap().server_type, "community", "nobody vouches for it");
     listed[0].verify().unwrap_err();
 
     client.delete(&entry).await.unwrap();
@@ -238,7 +238,7 @@ async fn entries_expire_unless_they_are_refreshed() {
     assert_eq!(discovery.store.counts(), (1, 2));
     at(3601);
     client.put(&client_entry(&visor, 0, 0)).await.unwrap();
-    assert_eq!(discovery.store.sweep(clock()), 2);
+    assert_eq!(discovery.store.sweep(clock(), |_| None), 2);
     assert_eq!(discovery.store.counts(), (0, 1));
 }
 
@@ -250,7 +250,7 @@ async fn available_servers_come_emptiest_first_and_at_most_512() {
         let mut bytes = [7; 32];
         bytes[..2].copy_from_slice(&number.to_be_bytes());
         let entry = server_entry(&SecretKey::from_bytes(&bytes).unwrap(), 0, now_ns, i64::from(number % 7));
-        discovery.store.put(Record::new(entry, None, now_ns), true, now_ns).await.unwrap();
+        discovery.store.put(Record::new(entry, None, now_ns), Sender::UNKNOWN, true, now_ns).await.unwrap();
     }
     let client = DiscoveryClient::new(&discovery.url).unwrap();
     assert_eq!(client.all_servers().await.unwrap().len(), 600);
@@ -388,34 +388,85 @@ async fn a_monitor_is_believed_only_with_a_listed_key_and_its_signature() {
     assert!(client.entry(&key(1).public_key()).await.unwrap_err().is_not_found());
 }
 
-#[tokio::test]
-async fn a_full_store_keeps_what_it_has_and_leaves_servers_their_room() {
-    let store = MemoryStore::new(StoreLimits { servers_max: 1, clients_max: 2, bytes_max: 10_000 });
-    let put = async |entry: Entry| store.put(Record::new(entry, None, 0), true, 0).await;
-    put(client_entry(&key(1), 0, 0)).await.unwrap();
-    put(client_entry(&key(2), 0, 0)).await.unwrap();
-    assert_eq!(put(client_entry(&key(3), 0, 0)).await.unwrap_err(), PutError::Full);
-    put(client_entry(&key(1), 1, 0)).await.unwrap();
-    put(server_entry(&key(4), 0, 0, 1)).await.unwrap();
-    assert_eq!(put(server_entry(&key(5), 0, 0, 1)).await.unwrap_err(), PutError::Full);
-    // A client cannot turn into one server too many.
-    assert_eq!(put(server_entry(&key(1), 2, 0, 1)).await.unwrap_err(), PutError::Full);
-    put(server_entry(&key(4), 1, 0, 1)).await.unwrap();
-    assert_eq!(store.counts(), (1, 2));
+const ROOMY: KindLimits =
+    KindLimits { entries_max: 1000, bytes_max: 1 << 20, source_entries_max: 1000, source_bytes_max: 1 << 20 };
 
-    let store = MemoryStore::new(StoreLimits { bytes_max: 700, ..StoreLimits::default() });
-    let put = async |entry: Entry| store.put(Record::new(entry, None, 0), true, 0).await;
+#[tokio::test]
+async fn a_full_store_keeps_what_is_in_use_and_leaves_servers_their_room() {
+    let limits = StoreLimits {
+        servers: KindLimits { entries_max: 1, ..ROOMY },
+        clients: KindLimits { entries_max: 2, ..ROOMY },
+    };
+    let store = MemoryStore::new(limits);
+    let put = async |entry: Entry, second: i64| {
+        let now_ns = second * SECOND_NS;
+        store.put(Record::new(entry, None, now_ns), Sender::UNKNOWN, true, now_ns).await
+    };
+    for (number, sequence, second) in [(1, 0, 0), (2, 0, 0), (1, 1, 30), (2, 1, 30)] {
+        assert_eq!(put(client_entry(&key(number), sequence, 0), second).await.unwrap().evicted, 0);
+    }
+    assert_eq!(put(client_entry(&key(3), 0, 0), 31).await.unwrap_err(), PutError::Full);
+    put(client_entry(&key(1), 2, 0), 31).await.unwrap();
+    put(server_entry(&key(4), 0, 0, 1), 0).await.unwrap();
+    put(server_entry(&key(4), 1, 0, 1), 30).await.unwrap();
+    assert_eq!(put(server_entry(&key(5), 0, 0, 1), 31).await.unwrap_err(), PutError::Full);
+    // A client cannot turn into one server too many.
+    assert_eq!(put(server_entry(&key(1), 3, 0, 1), 31).await.unwrap_err(), PutError::Full);
+    assert_eq!(store.counts(), (1, 2));
+    let stored = store.entry(&key(1).public_key(), 0).await.unwrap();
+    assert_eq!((stored.entry.sequence, stored.entry.server.is_none()), (2, true));
+
+    let limits = StoreLimits { clients: KindLimits { bytes_max: 700, ..ROOMY }, ..StoreLimits::default() };
+    let store = MemoryStore::new(limits);
+    let put = async |entry: Entry| store.put(Record::new(entry, None, 0), Sender::UNKNOWN, true, 0).await;
     put(client_entry(&key(1), 0, 0)).await.unwrap();
-    assert_eq!(put(client_entry(&key(2), 0, 0)).await.unwrap_err(), PutError::Full);
-    put(client_entry(&key(1), 1, 0)).await.unwrap();
-    store.remove(&key(1).public_key()).await;
+    assert_eq!(put(client_entry(&key(2), 0, 0)).await.unwrap().evicted, 1, "the first is unproven");
+    put(client_entry(&key(2), 1, 0)).await.unwrap();
+    assert_eq!(store.counts(), (0, 1));
+    store.remove(&key(2).public_key()).await;
     assert_eq!(store.bytes(), 0);
-    put(client_entry(&key(2), 0, 0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flood_displaces_itself_and_neither_what_was_renewed_nor_whoever_has_a_session() {
+    let limits = StoreLimits { clients: KindLimits { entries_max: 10, ..ROOMY }, ..StoreLimits::default() };
+    let store = MemoryStore::new(limits);
+    let from =
+        |number: u8| Sender::direct(Source::Network(std::net::IpAddr::from([203, 0, 113, number]).into()));
+    let put = async |number: u8, sequence, second: i64| {
+        let now_ns = second * SECOND_NS;
+        let entry = client_entry(&key(number), sequence, 0);
+        store.put(Record::new(entry, None, now_ns), from(number), true, now_ns).await.unwrap()
+    };
+    let is_there = async |number: u8| store.entry(&key(number).public_key(), 0).await.is_some();
+    // Renewed at once, as a flood could; renewed later; with a session; one by itself.
+    for (number, sequence, second) in [(1, 0, 0), (1, 1, 1), (2, 0, 0), (2, 1, 30), (3, 0, 0), (4, 0, 31)] {
+        put(number, sequence, second).await;
+    }
+    assert!(!store.is_dense());
+    store.prove([key(3).public_key(), key(99).public_key()]);
+    // Every one from an address of its own.
+    for number in 10..200 {
+        put(number, 0, 32).await;
+    }
+    assert!(store.is_dense());
+    let left: Vec<_> = [is_there(1).await, is_there(2).await, is_there(3).await, is_there(4).await].into();
+    assert_eq!(left, [false, true, true, false]);
+    assert_eq!(store.counts(), (0, 10));
+    // What the flood renews is in use; a newcomer displaces the oldest of it all the same.
+    for number in 192..200 {
+        put(number, 1, 70).await;
+    }
+    assert_eq!(put(5, 0, 71).await.evicted, 1);
+    assert!(is_there(5).await);
 }
 
 #[tokio::test]
 async fn a_full_discovery_says_so() {
-    let store = Arc::new(MemoryStore::new(StoreLimits { clients_max: 0, ..StoreLimits::default() }));
+    let store = Arc::new(MemoryStore::new(StoreLimits {
+        clients: KindLimits { entries_max: 0, ..ROOMY },
+        ..StoreLimits::default()
+    }));
     let service = DiscoveryService::new(store, DiscoverySettings::new(Deployment::Production));
     let mut server = HttpServer::new(service.router(), Limits::default());
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -480,6 +531,37 @@ async fn a_damaged_file_is_kept_beside_and_the_discovery_starts() {
     let kept = std::fs::read_to_string(directory.path().join("discovery.json.damaged")).unwrap();
     assert_eq!(kept, "{\"entries\":[]}\n");
     assert_eq!(host(&path).await.store().counts(), (0, 1));
+}
+
+#[tokio::test]
+async fn a_damaged_line_costs_no_other_entry() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("discovery.json");
+    let first = host(&path).await;
+    let client = DiscoveryClient::new(&first.local_url()).unwrap();
+    for number in 1..=20 {
+        client.put(&client_entry(&key(number), 0, 1)).await.unwrap();
+    }
+    first.stop().await;
+    let text = std::fs::read_to_string(&path).unwrap();
+    let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+    lines[5].insert_str(9, "\u{1}");
+    std::fs::write(&path, lines.join("\n") + "\n").unwrap();
+    let second = host(&path).await;
+    assert_eq!(second.store().counts(), (0, lines.len() - 2));
+    second.stop().await;
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), lines.len() - 1, "written anew");
+}
+
+#[tokio::test]
+async fn a_fifo_instead_of_the_file_is_an_error_that_names_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("discovery.json");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, 0o600.into()).unwrap();
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let settings = DiscoverySettings::new(Deployment::Test);
+    let error = DiscoveryHost::start(listener, settings, path.clone()).unwrap_err().to_string();
+    assert!(error.contains("FIFO") && error.contains(&path.display().to_string()), "{error}");
 }
 
 #[tokio::test]

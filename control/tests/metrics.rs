@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reqwest::Client;
-use ringwire::discovery::{DiscoveryClient, DiscoveryHost, DiscoverySettings};
+use ringwire::discovery::{DiscoveryClient, DiscoveryHost, DiscoverySettings, unix_now_ns};
 use ringwire::http::{Health, Limits, bind};
 use ringwire::metrics::{CounterSource, Metrics, Rates, Totals};
 use ringwire::registration::{Content, Registration, UPDATE_INTERVAL};
 use ringwire_dataplane::counters::Counter;
-use ringwire_proto::entry::{ClientPart, Deployment, ENTRY_VERSION, Entry};
+use ringwire_proto::entry::{ClientPart, Deployment, ENTRY_VERSION, Entry, ServerPart};
 use ringwire_proto::identity::{SecretKey, sign};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -122,6 +122,14 @@ fn client_entry(number: u8, sequence: u64) -> Entry {
     entry
 }
 
+fn server_entry(number: u8) -> Entry {
+    let server = ServerPart { address: "127.0.0.1:1".to_owned(), ..ServerPart::default() };
+    let mut entry =
+        Entry { timestamp_ns: unix_now_ns(), client: None, server: Some(server), ..client_entry(number, 0) };
+    entry.sign(&key(number));
+    entry
+}
+
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await {
@@ -175,6 +183,7 @@ async fn every_metric_of_the_control_plane_is_moved_by_what_its_name_says() {
     let directory = tempfile::tempdir().unwrap();
     let mut settings = DiscoverySettings::new(Deployment::Test);
     settings.network_monitors = HashSet::from([key(50).public_key()]);
+    settings.limits.servers.entries_max = 1;
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let limits = Limits { connections_max: 4, request: Duration::from_millis(500), ..Limits::default() };
     let discovery =
@@ -228,6 +237,18 @@ async fn every_metric_of_the_control_plane_is_moved_by_what_its_name_says() {
     step(&["ringwire_discovery_entries_found_total"]).await;
     client.entry(&key(2).public_key()).await.unwrap_err();
     step(&["ringwire_discovery_entries_not_found_total"]).await;
+    let url = format!("{}/dmsg-discovery", discovery.local_url());
+    let http = Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let through_a_proxy = http.delete(format!("{url}/entry")).header("Via", "a proxy");
+    let answer = through_a_proxy.body(client_entry(1, 0).to_json()).send().await.unwrap();
+    assert_eq!(answer.status(), 401);
+    step(&["ringwire_discovery_deletes_refused_total"]).await;
+    http.get(format!("{url}/servers/clients")).send().await.unwrap().text().await.unwrap();
+    step(&["ringwire_discovery_listings_built_total"]).await;
+    client.put(&server_entry(3)).await.unwrap();
+    step(&["ringwire_discovery_servers_noted_total"]).await;
+    client.put(&server_entry(4)).await.unwrap();
+    step(&["ringwire_discovery_evicted_total"]).await;
     client.delete(&client_entry(1, 0)).await.unwrap();
     step(&["ringwire_discovery_deletes_total"]).await;
     let mut stranger = TcpStream::connect(discovery.address()).await.unwrap();

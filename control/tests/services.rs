@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::process::{PATIENCE, Planes, json, ringwire, send};
-use ringwire::discovery::{DiscoveryClient, DiscoveryHost, DiscoverySettings};
+use ringwire::discovery::{DiscoveryClient, DiscoveryError, DiscoveryHost, DiscoverySettings, unix_now_ns};
 use ringwire::dmsg::{Client, ClientConfig, ServerAddress, Session, SessionConfig};
 use ringwire::http::bind;
 use ringwire_dataplane::entropy::OsEntropy;
-use ringwire_proto::entry::Deployment;
+use ringwire_proto::entry::{Deployment, Entry};
 use ringwire_proto::identity::{Address, PublicKey, SecretKey};
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -102,6 +102,28 @@ async fn a_server_alone_is_in_its_own_discovery_with_the_room_it_has() {
     assert_eq!(health.build_info.unwrap().version, env!("CARGO_PKG_VERSION"));
     planes.signal(Signal::TERM);
     assert_eq!(planes.exit_code(), Some(0));
+}
+
+#[tokio::test]
+async fn nobody_removes_the_servers_entry_from_its_own_discovery_and_only_it_is_official() {
+    let directory = tempfile::tempdir().unwrap();
+    let planes = Planes::start(directory.path(), &[]);
+    let (discovery, key) = (own_discovery(&planes), key_of(&planes));
+    until("registered", async || room(&discovery, key).await.is_some()).await;
+    let mut entry = discovery.entry(&key).await.unwrap();
+    let class = |entry: &Entry| entry.server.as_ref().unwrap().server_type.clone();
+    assert_eq!(class(&entry), "official");
+    entry.server.as_mut().unwrap().server_type.clear();
+    // From the very address it was posted from.
+    let refused = discovery.delete(&entry).await.unwrap_err();
+    assert!(matches!(refused, DiscoveryError::Refused { status: 401, .. }), "{refused}");
+    assert!(discovery.entry(&key).await.is_ok());
+
+    let stranger = SecretKey::generate(&mut OsEntropy);
+    entry.timestamp_ns = unix_now_ns();
+    entry.sign(&stranger);
+    discovery.put(&entry).await.unwrap();
+    assert_eq!(class(&discovery.entry(&stranger.public_key()).await.unwrap()), "community");
 }
 
 // The discovery must answer while the test waits for the process to end.

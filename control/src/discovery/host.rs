@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::counters::DiscoveryCounters;
 use super::journal::{Journal, JournalError, load};
 use super::service::{DiscoveryService, DiscoverySettings, unix_now_ns};
-use super::store::{Changes, MemoryStore, Record, StoreLimits};
+use super::store::{Changes, MemoryStore, Record};
 use crate::http::{HttpCounters, HttpServer, Limits};
 use crate::throttle::Throttle;
 
@@ -71,17 +71,21 @@ impl DiscoveryHost {
         limits: Limits,
     ) -> Result<Self, HostError> {
         let address = listener.local_addr().map_err(HostError::Listener)?;
-        let store = Arc::new(MemoryStore::new(StoreLimits::default()));
+        let store = Arc::new(MemoryStore::new(settings.limits));
+        if let Some(key) = settings.own_server {
+            store.pin(key);
+        }
         let now_ns = unix_now_ns();
         let records = remembered(&path)?.into_iter().map(|record| shorten(record, &settings, now_ns));
         let restored = store.restore(records, now_ns);
         tracing::info!(restored, "the discovery starts");
-        let service = DiscoveryService::new(Arc::clone(&store), settings);
+        let service = DiscoveryService::new(Arc::clone(&store), settings.clone());
         let counters = service.counters().clone();
         let mut server = HttpServer::new(service.router(), limits);
         server.listen(listener);
         let stopping = watch::Sender::new(false);
-        let journal = tokio::spawn(keep(Arc::clone(&store), Journal::new(path), stopping.subscribe()));
+        let journal =
+            tokio::spawn(keep(Arc::clone(&store), settings, Journal::new(path), stopping.subscribe()));
         Ok(Self { server, address, store, counters, stopping, journal })
     }
 
@@ -126,12 +130,13 @@ fn remembered(path: &Path) -> Result<Vec<Record>, JournalError> {
     if let Some(damage) = loaded.damage {
         tracing::warn!(
             path = %path.display(),
-            line = damage.line,
+            lines = damage.lines,
+            first = damage.first,
             reason = damage.reason,
             kept = %damage.kept.display(),
             used = loaded.records.len(),
-            "the discovery's file is damaged: it is kept beside, the entries before the damage are used, and servers and \
-             clients post theirs again within minutes"
+            "the discovery's file is damaged: it is kept beside, the lines that read are used, and servers and clients post \
+             the rest again within minutes"
         );
     }
     Ok(loaded.records)
@@ -147,7 +152,12 @@ fn shorten(mut record: Record, settings: &DiscoverySettings, now_ns: i64) -> Rec
 }
 
 /// Writes the journal until it is told to stop, and a last time then.
-async fn keep(store: Arc<MemoryStore>, mut journal: Journal, mut stopping: watch::Receiver<bool>) {
+async fn keep(
+    store: Arc<MemoryStore>,
+    settings: DiscoverySettings,
+    mut journal: Journal,
+    mut stopping: watch::Receiver<bool>,
+) {
     static FAILURES: Throttle = Throttle::new(crate::throttle::INTERVAL);
 
     let mut ticks = tokio::time::interval(WRITE_INTERVAL);
@@ -160,7 +170,7 @@ async fn keep(store: Arc<MemoryStore>, mut journal: Journal, mut stopping: watch
         };
         if Instant::now() >= sweep_at {
             sweep_at = Instant::now() + SWEEP_INTERVAL;
-            store.sweep(unix_now_ns());
+            store.sweep(unix_now_ns(), |entry| settings.lifetime(entry, false));
         }
         let changes = if journal.wants_all() { Changes::All(store.take_all()) } else { store.take_changes() };
         if !changes.is_empty() {

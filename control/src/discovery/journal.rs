@@ -5,18 +5,18 @@
 //! one line instead of the whole table, and the file is written anew (beside, then renamed) when more than half of it is
 //! history. Every write reaches the disk before it counts as done.
 //!
-//! A crash can leave a last line without its end: that one is ignored. Anything else that does not read is damage: the
-//! file is kept beside, the lines that do read are used, and the operator is told.
+//! A crash can leave a last line without its end: that one is ignored. Any other line that does not read is damage: it is
+//! passed over, all others are used, the file is kept beside, and the operator is told how many there were.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use ringwire_proto::entry::Entry;
 use ringwire_proto::identity::PublicKey;
+use rustix::fs::OFlags;
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -33,14 +33,27 @@ const HISTORY_BYTES_MIN: u64 = 1 << 20;
 
 /// Why the journal could not be read or written.
 #[derive(Debug, Error)]
-#[error("cannot {action} {path}: {source}; until it can, a restart forgets the entries of the discovery")]
-pub struct JournalError {
-    /// What was tried.
-    pub action: &'static str,
-    /// On which file.
-    pub path: PathBuf,
-    /// The answer of the operating system.
-    pub source: io::Error,
+pub enum JournalError {
+    /// An operation failed.
+    #[error("cannot {action} {}: {source}; until it can, a restart forgets the entries of the discovery", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The answer of the operating system.
+        source: io::Error,
+    },
+    /// Something else is in its place, of which a read might never end.
+    #[error(
+        "{} is a {kind} and no file: the discovery keeps its entries there; move it away, a new file is made", path.display()
+    )]
+    NoFile {
+        /// Where.
+        path: PathBuf,
+        /// What it is.
+        kind: &'static str,
+    },
 }
 
 /// What a journal held.
@@ -52,11 +65,13 @@ pub struct Loaded {
     pub damage: Option<Damage>,
 }
 
-/// A file that did not read to its end.
+/// A file of which not every line read.
 #[derive(Debug)]
 pub struct Damage {
-    /// Number of the first bad line, from 1.
-    pub line: usize,
+    /// How many lines did not.
+    pub lines: usize,
+    /// Number of the first of them, from 1.
+    pub first: usize,
     /// What is wrong with it.
     pub reason: String,
     /// Where the file is kept.
@@ -81,48 +96,92 @@ struct Line {
 /// Reads a journal; an absent file is an empty one.
 ///
 /// # Errors
-/// [`JournalError`] when the file is there and cannot be read or moved. Damage is no error.
+/// [`JournalError`] when the file is there and cannot be read or moved, or is no file. Damage is no error.
 pub fn load(path: &Path) -> Result<Loaded, JournalError> {
-    let fail = |action, source| JournalError { action, path: path.to_owned(), source };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Loaded::default()),
-        Err(source) => return Err(fail("open", source)),
-    };
+    let fail = |action, source| JournalError::Io { action, path: path.to_owned(), source };
+    let Some(file) = open(path)? else { return Ok(Loaded::default()) };
     let mut records = HashMap::new();
     let mut reader = BufReader::new(file.take(FILE_BYTES_MAX));
     let mut line = Vec::new();
     let mut number = 0;
-    let damage = loop {
+    let mut damaged = 0;
+    let mut first = None;
+    loop {
         line.clear();
         number += 1;
         let limit = u64::try_from(LINE_BYTES_MAX).unwrap_or(u64::MAX);
         reader.by_ref().take(limit).read_until(b'\n', &mut line).map_err(|source| fail("read", source))?;
-        if line.len() == LINE_BYTES_MAX && line.last() != Some(&b'\n') {
-            break Some((number, format!("longer than {LINE_BYTES_MAX} bytes")));
+        let read = if line.len() == LINE_BYTES_MAX && line.last() != Some(&b'\n') {
+            reader.skip_until(b'\n').map_err(|source| fail("read", source))?;
+            Err(Bad::Line(format!("longer than {LINE_BYTES_MAX} bytes")))
+        } else {
+            // The end, or a line that was being written when the process or the machine stopped.
+            let Some(text) = line.strip_suffix(b"\n") else { break };
+            if number == 1 { check_head(text) } else { apply(text, &mut records).map_err(Bad::Line) }
+        };
+        if let Err(Bad::Line(reason) | Bad::Format(reason)) = &read {
+            damaged += 1;
+            first.get_or_insert_with(|| (number, reason.clone()));
         }
-        // The end, or a line that was being written when the process or the machine stopped.
-        let Some(text) = line.strip_suffix(b"\n") else { break None };
-        let applied = if number == 1 { check_head(text) } else { apply(text, &mut records) };
-        if let Err(reason) = applied {
-            break Some((number, reason));
+        if matches!(read, Err(Bad::Format(_))) {
+            break;
         }
-    };
-    let damage = match damage {
+    }
+    let damage = match first {
         None => None,
-        Some((line, reason)) => {
+        Some((first, reason)) => {
             let kept = path.with_extension("json.damaged");
             fs::rename(path, &kept).map_err(|source| fail("move away", source))?;
-            Some(Damage { line, reason, kept })
+            Some(Damage { lines: damaged, first, reason, kept })
         }
     };
     Ok(Loaded { records: records.into_values().collect(), damage })
 }
 
-fn check_head(text: &[u8]) -> Result<(), String> {
-    let head: Head = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+/// Opens the file without waiting for anybody; `None` when there is none.
+fn open(path: &Path) -> Result<Option<File>, JournalError> {
+    let fail = |action, source| JournalError::Io { action, path: path.to_owned(), source };
+    // Looked at before, so that nothing is started by an open (a device), and again after it.
+    let no_file = |kind: fs::FileType| JournalError::NoFile { path: path.to_owned(), kind: name_of(kind) };
+    match fs::metadata(path) {
+        Ok(found) if found.is_file() => {}
+        Ok(found) => return Err(no_file(found.file_type())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => return Err(fail("look at", source)),
+    }
+    // The flag keeps the open of a FIFO from waiting for a writer.
+    let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = file.map_err(|source| fail("open", source))?;
+    let opened = file.metadata().map_err(|source| fail("look at", source))?;
+    if opened.is_file() { Ok(Some(file)) } else { Err(no_file(opened.file_type())) }
+}
+
+fn name_of(kind: fs::FileType) -> &'static str {
+    if kind.is_dir() {
+        "directory"
+    } else if kind.is_fifo() {
+        "FIFO"
+    } else if kind.is_socket() {
+        "socket"
+    } else {
+        "device"
+    }
+}
+
+/// What is wrong with a line.
+enum Bad {
+    /// The line itself.
+    Line(String),
+    /// It says that all others mean something else.
+    Format(String),
+}
+
+fn check_head(text: &[u8]) -> Result<(), Bad> {
+    let head: Head = serde_json::from_slice(text).map_err(|error| Bad::Line(error.to_string()))?;
     if head.format != "ringwire-discovery" || head.version != 1 {
-        return Err(format!("format {} {} instead of ringwire-discovery 1", head.format, head.version));
+        let text = format!("format {} {} instead of ringwire-discovery 1", head.format, head.version);
+        return Err(Bad::Format(text));
     }
     Ok(())
 }
@@ -132,7 +191,7 @@ fn apply(text: &[u8], records: &mut HashMap<PublicKey, Record>) -> Result<(), St
     match (line.entry, line.removed) {
         (Some(entry), None) => {
             let key = entry.static_key.ok_or("an entry of nobody")?;
-            let text = entry.to_json();
+            let text = entry.to_json().into();
             records.insert(key, Record { entry, text, expires_ns: line.expires_ns });
         }
         (None, Some(key)) => {
@@ -180,7 +239,7 @@ impl Journal {
                 self.file = Some(file);
                 Ok(())
             }
-            Err((action, source)) => Err(JournalError { action, path: self.path.clone(), source }),
+            Err((action, source)) => Err(JournalError::Io { action, path: self.path.clone(), source }),
         }
     }
 
@@ -189,14 +248,14 @@ impl Journal {
         mut file: File,
         changes: &[(PublicKey, Option<std::sync::Arc<Record>>)],
     ) -> Result<File, (&'static str, io::Error)> {
-        let mut text = String::new();
+        let mut text = Vec::new();
         for (key, record) in changes {
             match record {
                 Some(record) => push_record(record, &mut text),
                 None => push_removed(key, &mut text),
             }
         }
-        let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_data());
+        let written = file.write_all(&text).and_then(|()| file.sync_data());
         written.map_err(|error| ("append to", error))?;
         self.bytes += text.len() as u64;
         Ok(file)
@@ -226,34 +285,40 @@ impl Journal {
 }
 
 fn write_beside<'a>(path: &Path, records: impl Iterator<Item = &'a Record>) -> io::Result<(File, u64)> {
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    // Whatever a crash or somebody left there: made anew, so that nothing is followed or waited for.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let mut writer = io::BufWriter::new(file);
     let mut bytes = 0;
-    let mut text = format!("{HEAD}\n");
+    let mut text = format!("{HEAD}\n").into_bytes();
     for record in records {
-        writer.write_all(text.as_bytes())?;
+        writer.write_all(&text)?;
         bytes += text.len() as u64;
         text.clear();
         push_record(record, &mut text);
     }
-    writer.write_all(text.as_bytes())?;
+    writer.write_all(&text)?;
     bytes += text.len() as u64;
     let file = writer.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     Ok((file, bytes))
 }
 
-fn push_record(record: &Record, out: &mut String) {
-    out.push('{');
+fn push_record(record: &Record, out: &mut Vec<u8>) {
+    out.push(b'{');
     if let Some(expires_ns) = record.expires_ns {
-        // Writing into a String cannot fail.
-        let _ = write!(out, "\"expires_ns\":{expires_ns},");
+        out.extend_from_slice(format!("\"expires_ns\":{expires_ns},").as_bytes());
     }
-    let _ = writeln!(out, "\"entry\":{}}}", record.text);
+    out.extend_from_slice(b"\"entry\":");
+    out.extend_from_slice(&record.text);
+    out.extend_from_slice(b"}\n");
 }
 
-fn push_removed(key: &PublicKey, out: &mut String) {
-    let _ = writeln!(out, "{{\"removed\":\"{key}\"}}");
+fn push_removed(key: &PublicKey, out: &mut Vec<u8>) {
+    out.extend_from_slice(format!("{{\"removed\":\"{key}\"}}\n").as_bytes());
 }
 
 #[cfg(test)]
@@ -277,7 +342,7 @@ mod tests {
             ..Entry::default()
         };
         entry.sign(&key(number));
-        let text = entry.to_json();
+        let text = entry.to_json().into();
         Arc::new(Record {
             entry,
             text,
@@ -367,27 +432,67 @@ mod tests {
     }
 
     #[test]
-    fn damage_is_kept_beside_and_what_reads_is_used() {
+    fn a_damaged_line_costs_itself_and_the_file_is_kept_beside() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("discovery.json");
-        let (good, head) = (format!("{{\"entry\":{}}}", record(1, 7).text), HEAD);
-        let long = "x".repeat(LINE_BYTES_MAX + 1);
-        for (text, line, used) in [
-            (format!("{head}\n{good}\n\0\0\0\0\n{good}\n"), 3, 1),
-            (format!("{head}\n{good}\n{{}}\n"), 3, 1),
-            (format!("{head}\n{good}\n{{\"removed\":\"zz\"}}\n"), 3, 1),
-            (format!("{head}\n{{\"entry\":{{\"version\":\"1\"}}}}\n"), 2, 0),
-            (format!("{head}\n{good}\n{long}\n"), 3, 1),
-            (head.replace(":1}", ":2}") + "\n", 1, 0),
-            ("not a journal\n".to_owned(), 1, 0),
+        let line = |number| format!("{{\"entry\":{}}}", record(number, 7).entry.to_json());
+        let (one, two, head) = (line(1), line(3), HEAD);
+        let long = "x".repeat(3 * LINE_BYTES_MAX);
+        for (text, first, lines, used) in [
+            (format!("{head}\n{one}\n\0\0\0\0\n{two}\n"), 3, 1, 2),
+            (format!("{head}\n{one}\n{{}}\n{{}}\n{two}\n{{}}\n"), 3, 3, 2),
+            (format!("{head}\n{one}\n{{\"removed\":\"zz\"}}\n{two}\n"), 3, 1, 2),
+            (format!("{head}\n{{\"entry\":{{\"version\":\"1\"}}}}\n{one}\n{two}\n"), 2, 1, 2),
+            (format!("{head}\n{one}\n{long}\n{two}\n"), 3, 1, 2),
+            (format!("{head}\n{one}\n{{}}\n{}", &two[..two.len() / 2]), 3, 1, 1),
+            (format!("{}\n{one}\n", head.replace(":1}", ":2}")), 1, 1, 0),
+            (format!("not a head\n{one}\n{two}\n"), 1, 1, 2),
         ] {
             fs::write(&path, &text).unwrap();
             let loaded = load(&path).unwrap();
             let damage = loaded.damage.unwrap();
-            assert_eq!((damage.line, loaded.records.len()), (line, used), "{}", damage.reason);
+            let found = (damage.first, damage.lines, loaded.records.len());
+            assert_eq!(found, (first, lines, used), "{}", damage.reason);
             assert!(!path.exists());
             assert_eq!(fs::read_to_string(&damage.kept).unwrap(), text);
         }
+    }
+
+    #[test]
+    fn what_is_no_file_is_named_and_nothing_waits_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), 0o600.into()).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        fs::create_dir(at("directory")).unwrap();
+        std::os::unix::fs::symlink(at("fifo"), at("link")).unwrap();
+        for (path, kind) in [
+            (at("fifo"), "FIFO"),
+            (at("link"), "FIFO"),
+            (at("socket"), "socket"),
+            (at("directory"), "directory"),
+            ("/dev/zero".into(), "device"),
+        ] {
+            let error = load(&path).unwrap_err();
+            assert!(matches!(&error, JournalError::NoFile { kind: found, .. } if *found == kind), "{error}");
+            let text = error.to_string();
+            assert!(text.contains(&path.display().to_string()) && text.contains("move it away"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_lies_where_the_file_is_made_anew_is_neither_followed_nor_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, beside) =
+            (directory.path().join("discovery.json"), directory.path().join("discovery.json.new"));
+        let target = directory.path().join("target");
+        fs::write(&target, "mine").unwrap();
+        std::os::unix::fs::symlink(&target, &beside).unwrap();
+        Journal::new(path.clone()).write(&Changes::All(vec![record(1, 1)])).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &beside, 0o600.into()).unwrap();
+        Journal::new(path.clone()).write(&Changes::All(vec![record(1, 2)])).unwrap();
+        assert_eq!(held(&path), [(2, None)]);
+        assert_eq!(fs::read_to_string(&target).unwrap(), "mine");
     }
 
     #[test]

@@ -9,16 +9,26 @@
 mod class;
 mod client;
 mod counters;
+mod crowd;
 mod error;
 mod host;
 pub mod journal;
+mod listing;
 mod registered;
 mod service;
+mod source;
 mod store;
+mod withdrawal;
 
 pub use client::DiscoveryClient;
 pub use counters::DiscoveryCounters;
+pub use crowd::KindLimits;
 pub use error::{DiscoveryError, Refusal};
 pub use host::{DiscoveryHost, HostError};
 pub use service::{DiscoveryService, DiscoverySettings, UnixClock, deployment_of, unix_now_ns};
-pub use store::{Changes, ENTRY_BYTES_MAX, MemoryStore, Put, PutError, Record, Store, StoreLimits};
+pub use source::{Sender, Source};
+pub use store::{
+    Changes, Claim, ENTRY_BYTES_MAX, MemoryStore, Put, PutError, Record, Store, StoreLimits, Stored,
+    Withdrawn,
+};
+pub use withdrawal::withdrawal;

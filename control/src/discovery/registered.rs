@@ -1,6 +1,10 @@
-//! When a server's post is worth a line in the log (services 2.6).
+//! When a server's post is worth a line in the log (services 2.6), and how often.
 
 use ringwire_proto::entry::Entry;
+
+use super::store::Record;
+use crate::http::Caller;
+use crate::throttle::Throttle;
 
 /// Why a post of a server is logged. One a minute from each server is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +18,9 @@ pub(super) enum Reason {
 }
 
 impl Reason {
+    /// All of them.
+    pub(super) const ALL: [Self; 3] = [Self::New, Self::SequenceGap, Self::AddressChanged];
+
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -32,6 +39,46 @@ pub(super) fn reason_to_log(entry: &Entry, stored: Option<&Entry>) -> Option<Rea
     }
     let follows = stored.sequence.checked_add(1) == Some(entry.sequence);
     (!follows).then_some(Reason::SequenceGap)
+}
+
+/// Lines about posts of servers: every one that has a reason at `debug`, one per reason and interval at `info`, because
+/// strangers can post as many as they like.
+#[derive(Debug)]
+pub(super) struct Log {
+    lines: [Throttle; Reason::ALL.len()],
+}
+
+impl Log {
+    pub(super) fn new() -> Self {
+        Self { lines: std::array::from_fn(|_| Throttle::default()) }
+    }
+
+    /// To be called on accepting a server's entry, before the check of its sequence, so that a double of its identity shows
+    /// even when it is refused. True when there was something to note.
+    pub(super) fn note(&self, entry: &Entry, stored: Option<&Record>, caller: Option<&Caller>) -> bool {
+        let (Some(server), Some(key)) = (&entry.server, &entry.static_key) else { return false };
+        let stored = stored.map(|record| &record.entry);
+        let Some(reason) = reason_to_log(entry, stored) else { return false };
+        macro_rules! line {
+            ($level:ident, $suppressed:expr) => {
+                tracing::$level!(
+                    server_pk = %key,
+                    address = server.address,
+                    sequence = entry.sequence,
+                    prev_sequence = stored.map(|stored| stored.sequence),
+                    src = caller.map(|caller| caller.to_string()),
+                    reason = reason.name(),
+                    suppressed = $suppressed,
+                    "dmsg-server entry registration"
+                )
+            };
+        }
+        match self.lines[reason as usize].admit() {
+            Some(suppressed) => line!(info, suppressed),
+            None => line!(debug, 0),
+        }
+        true
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! their order, the words of the answers, and how long an entry lives.
 
 use std::collections::{BTreeMap, HashSet};
+use std::iter::{once, repeat_n};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,6 +14,7 @@ use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
 use ringwire_proto::entry::{Deployment, Entry, EntryError};
 use ringwire_proto::identity::{PublicKey, Signature, verify};
@@ -21,9 +23,12 @@ use zeroize::Zeroizing;
 use super::class::Classes;
 use super::counters::DiscoveryCounters;
 use super::error::{ENTRY_NOT_FOUND, NO_SERVERS, VALIDATION_PREFIX};
-use super::registered::reason_to_log;
-use super::store::{Put, PutError, Record, Store, is_visor};
-use crate::http::{Caller, Health, Reply, body_of};
+use super::listing::{Listing, Shared};
+use super::registered::Log;
+use super::source::Sender;
+use super::store::{Claim, Put, PutError, Record, Store, StoreLimits, Withdrawn};
+use super::withdrawal::{is_current, is_withdrawal};
+use crate::http::{Caller, Health, Reply, body_of, json_pieces};
 
 /// Life of a server's entry, twice the interval at which servers post (services 2.4).
 const SERVER_LIFETIME: Duration = Duration::from_secs(120);
@@ -45,8 +50,12 @@ pub struct DiscoverySettings {
     pub official_passphrase: Zeroizing<String>,
     /// Servers that are official without it.
     pub official_servers: HashSet<PublicKey>,
+    /// The server that this discovery runs beside: it is official, and its entry is pinned.
+    pub own_server: Option<PublicKey>,
     /// Who may deregister others (services 1.7).
     pub network_monitors: HashSet<PublicKey>,
+    /// How much a [`DiscoveryHost`](super::DiscoveryHost) keeps.
+    pub limits: StoreLimits,
     /// Life of a client's entry; `None` is for ever.
     pub client_lifetime: Option<Duration>,
     /// What `/health` says.
@@ -60,7 +69,9 @@ impl DiscoverySettings {
             deployment,
             official_passphrase: Zeroizing::default(),
             official_servers: HashSet::new(),
+            own_server: None,
             network_monitors: HashSet::new(),
+            limits: StoreLimits::default(),
             client_lifetime: Some(CLIENT_LIFETIME),
             health: Health { service_name: "dmsg-discovery".to_owned(), ..Health::default() },
         }
@@ -102,14 +113,31 @@ pub struct DiscoveryService<S> {
     settings: DiscoverySettings,
     classes: Classes,
     counters: DiscoveryCounters,
+    log: Log,
+    clients: Arc<Shared>,
+    visors: Arc<Shared>,
+    clients_of_servers: Arc<Shared>,
     clock: UnixClock,
 }
 
 impl<S: Store> DiscoveryService<S> {
     /// A discovery of the entries in `store`.
     pub fn new(store: Arc<S>, settings: DiscoverySettings) -> Self {
-        let classes = Classes::new(settings.official_passphrase.clone(), settings.official_servers.clone());
-        Self { store, settings, classes, counters: DiscoveryCounters::default(), clock: unix_now_ns }
+        let official = settings.official_servers.iter().copied().chain(settings.own_server).collect();
+        let classes = Classes::new(settings.official_passphrase.clone(), official);
+        let counters = DiscoveryCounters::default();
+        let built = || counters.listings_built.clone();
+        Self {
+            clients: Shared::clients(built()),
+            visors: Shared::visors(built()),
+            clients_of_servers: Shared::clients_of_servers(built()),
+            log: Log::new(),
+            store,
+            settings,
+            classes,
+            counters,
+            clock: unix_now_ns,
+        }
     }
 
     /// The same with another clock.
@@ -147,9 +175,18 @@ impl<S: Store> DiscoveryService<S> {
     }
 
     /// Steps 1 to 7 of services 2.2.
-    async fn accept(&self, body: &[u8], short_lived: bool, caller: Option<Caller>) -> Result<Put, Refused> {
+    async fn accept(
+        &self,
+        body: &[u8],
+        short_lived: bool,
+        caller: Option<Caller>,
+        sender: Sender,
+    ) -> Result<Put, Refused> {
         let now_ns = self.now_ns();
         let mut entry = Entry::from_json(body).map_err(Refused::Entry)?;
+        if is_withdrawal(&entry) {
+            return Err(Refused::Entry(EntryError::NoVersion));
+        }
         entry.validate(now_ns, self.settings.deployment).map_err(Refused::Entry)?;
         let key = entry.static_key.ok_or(Refused::Entry(EntryError::NullKey))?;
         let lifetime = self.settings.lifetime(&entry, short_lived);
@@ -157,9 +194,30 @@ impl<S: Store> DiscoveryService<S> {
             // Quirk: after the signature was checked, so what is stored does not verify any more.
             server.server_type = self.classes.of(&key, &server.server_type).to_owned();
             let stored = self.store.entry(&key, now_ns).await;
-            log_registration(&entry, stored.as_deref(), caller);
+            if self.log.note(&entry, stored.as_deref(), caller.as_ref()) {
+                self.counters.servers_noted.inc();
+            }
         }
-        self.store.put(Record::new(entry, lifetime, now_ns), true, now_ns).await.map_err(Refused::Store)
+        let record = Record::new(entry, lifetime, now_ns);
+        let stored = self.store.put(record, sender, true, now_ns).await.map_err(Refused::Store)?;
+        self.counters.evicted.inc_by(u64::try_from(stored.evicted).unwrap_or(u64::MAX));
+        Ok(stored.put)
+    }
+
+    /// What a removal shows beside a signature of the key.
+    fn claim(&self, entry: &Entry, key: &PublicKey, caller: Option<&Caller>, sender: Sender) -> Claim {
+        match caller {
+            Some(Caller::Key(address)) if address.key == *key => Claim::Owner,
+            _ if is_withdrawal(entry) && is_current(entry, self.now_ns()) => {
+                Claim::Withdrawal(entry.timestamp_ns)
+            }
+            _ => Claim::From(sender),
+        }
+    }
+
+    async fn listing(&self, shared: &Arc<Shared>) -> Result<Arc<Listing>, Reply> {
+        let (store, now_ns) = (Arc::clone(&self.store), self.now_ns());
+        shared.get(async move { store.clients(now_ns).await }).await.ok_or_else(unexpected)
     }
 }
 
@@ -185,28 +243,11 @@ impl From<Refused> for Reply {
             Refused::Store(error @ PutError::TooLong { .. }) => {
                 Self::message(StatusCode::PAYLOAD_TOO_LARGE, error.to_string())
             }
-            Refused::Store(error @ PutError::Full) => {
+            Refused::Store(error @ (PutError::Full | PutError::SourceFull)) => {
                 Self::message(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
             }
         }
     }
-}
-
-/// On accepting a server's entry, before the check of its sequence, so that a double of its identity shows even when
-/// it is refused (services 2.6).
-fn log_registration(entry: &Entry, stored: Option<&Record>, caller: Option<Caller>) {
-    let (Some(server), Some(key)) = (&entry.server, &entry.static_key) else { return };
-    let stored = stored.map(|record| &record.entry);
-    let Some(reason) = reason_to_log(entry, stored) else { return };
-    tracing::info!(
-        server_pk = %key,
-        address = server.address,
-        sequence = entry.sequence,
-        prev_sequence = stored.map(|stored| stored.sequence),
-        src = caller.map(|caller| caller.to_string()),
-        reason = reason.name(),
-        "dmsg-server entry registration"
-    );
 }
 
 fn unexpected() -> Reply {
@@ -231,7 +272,7 @@ async fn entry<S: Store>(State(service): Service<S>, Path(key): Path<String>) ->
     match service.store.entry(&key, service.now_ns()).await {
         Some(record) => {
             service.counters.found.inc();
-            Ok(Reply::Json(record.text.clone()))
+            Ok(Reply::Shared(record.text.clone()))
         }
         None => {
             service.counters.not_found.inc();
@@ -244,12 +285,14 @@ async fn put<S: Store>(
     State(service): Service<S>,
     caller: Option<Extension<Caller>>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
     body: Body,
 ) -> Result<Reply, Reply> {
     let body = body_of(body)?;
     let short_lived = query.is_some_and(|query| query.split('&').any(|pair| pair == "timeout=true"));
     let caller = caller.map(|Extension(caller)| caller);
-    match service.accept(&body, short_lived, caller).await {
+    let sender = Sender::of(caller.as_ref(), &headers);
+    match service.accept(&body, short_lived, caller, sender).await {
         Ok(put) => {
             service.counters.posts_stored.inc();
             Ok(Reply::message(
@@ -267,31 +310,46 @@ async fn put<S: Store>(
     }
 }
 
-/// Removes the entry of whoever signed the body. Only key and signature are checked (services 2.3).
-async fn remove<S: Store>(State(service): Service<S>, body: Body) -> Result<Reply, Reply> {
+/// Removes the entry of whoever signed the body, if that is who asks. Sequence and time are not checked (services 2.3).
+///
+/// quirk: a client of 2024 sends the entry as it is stored, which everybody can read; so it counts only from where it was
+/// posted. Who asks from elsewhere is told that the signature is not good enough, in the words of 2024, and the entry
+/// expires by itself.
+async fn remove<S: Store>(
+    State(service): Service<S>,
+    caller: Option<Extension<Caller>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Reply, Reply> {
     let body = body_of(body)?;
     let entry = Entry::from_json(&body).map_err(Refused::Entry)?;
     entry.verify().map_err(Refused::Entry)?;
     let key = entry.static_key.ok_or(Refused::Entry(EntryError::NullKey))?;
-    service.store.remove(&key).await;
-    service.counters.deletes.inc();
-    Ok(Reply::message(StatusCode::OK, "deleted entry"))
+    let caller = caller.map(|Extension(caller)| caller);
+    let sender = Sender::of(caller.as_ref(), &headers);
+    let claim = service.claim(&entry, &key, caller.as_ref(), sender);
+    match service.store.withdraw(&key, claim, service.now_ns()).await {
+        Withdrawn::Removed | Withdrawn::Absent => {
+            service.counters.deletes.inc();
+            Ok(Reply::message(StatusCode::OK, "deleted entry"))
+        }
+        Withdrawn::Refused => {
+            service.counters.deletes_refused.inc();
+            tracing::debug!(%key, src = caller.map(|caller| caller.to_string()), "a removal by somebody else is refused");
+            Err(Refused::Entry(EntryError::Signature).into())
+        }
+    }
 }
 
-async fn clients<S: Store>(State(service): Service<S>) -> Reply {
-    keys(&service.store.clients(service.now_ns()).await, |_| true)
+async fn clients<S: Store>(State(service): Service<S>) -> Result<Reply, Reply> {
+    Ok(Reply::Shared(service.listing(&service.clients).await?.text.clone()))
 }
 
-async fn visors<S: Store>(State(service): Service<S>) -> Reply {
-    keys(&service.store.clients(service.now_ns()).await, is_visor)
+async fn visors<S: Store>(State(service): Service<S>) -> Result<Reply, Reply> {
+    Ok(Reply::Shared(service.listing(&service.visors).await?.text.clone()))
 }
 
-fn keys(records: &[Arc<Record>], wanted: fn(&Record) -> bool) -> Reply {
-    let wanted = records.iter().filter(|record| wanted(record));
-    Reply::json(&wanted.filter_map(|record| Some(record.entry.static_key?.to_string())).collect::<Vec<_>>())
-}
-
-async fn available_servers<S: Store>(State(service): Service<S>) -> Reply {
+async fn available_servers<S: Store>(State(service): Service<S>) -> Response {
     let mut servers = service.store.servers(service.now_ns()).await;
     let room = |record: &Record| record.entry.server.as_ref().map_or(0, |server| server.available_sessions);
     servers.retain(|record| room(record) > 0);
@@ -299,30 +357,28 @@ async fn available_servers<S: Store>(State(service): Service<S>) -> Reply {
     servers.truncate(AVAILABLE_MAX);
     // Stable, so servers with equal room stay shuffled.
     servers.sort_by_key(|record| std::cmp::Reverse(room(record)));
-    list(&servers)
+    list(servers)
 }
 
-async fn all_servers<S: Store>(State(service): Service<S>) -> Reply {
-    list(&service.store.servers(service.now_ns()).await)
+async fn all_servers<S: Store>(State(service): Service<S>) -> Response {
+    list(service.store.servers(service.now_ns()).await)
 }
 
-fn list(servers: &[Arc<Record>]) -> Reply {
+/// An array of entries: of each answer its own are the references, and the texts are everybody's.
+fn list(servers: Vec<Arc<Record>>) -> Response {
     if servers.is_empty() {
-        return Reply::message(StatusCode::NOT_FOUND, NO_SERVERS);
+        return Reply::message(StatusCode::NOT_FOUND, NO_SERVERS).into_response();
     }
-    let mut text = String::from("[");
-    for (index, server) in servers.iter().enumerate() {
-        if index > 0 {
-            text.push(',');
-        }
-        text.push_str(&server.text);
-    }
-    text.push(']');
-    Reply::Json(text)
+    let bytes = servers.iter().map(|server| server.text.len() + 1).sum::<usize>() + 1;
+    let between =
+        once("[").chain(repeat_n(",", servers.len() - 1)).map(|text| Bytes::from_static(text.as_bytes()));
+    let texts = servers.into_iter().map(|server| server.text.clone());
+    let pieces = between.zip(texts).flat_map(<[Bytes; 2]>::from).chain(once(Bytes::from_static(b"]")));
+    json_pieces(bytes, pieces)
 }
 
 /// Many entries at once; unknown keys are left out (services 2.3 [26]).
-async fn batch<S: Store>(State(service): Service<S>, body: Body) -> Result<Reply, Reply> {
+async fn batch<S: Store>(State(service): Service<S>, body: Body) -> Result<Response, Reply> {
     let body = body_of(body)?;
     let texts: Vec<String> = serde_json::from_slice(&body).map_err(|_| bad_input())?;
     if texts.len() > BATCH_MAX {
@@ -336,21 +392,22 @@ async fn batch<S: Store>(State(service): Service<S>, body: Body) -> Result<Reply
             found.insert(key, record);
         }
     }
-    let members: Vec<_> = found.iter().map(|(key, record)| format!("\"{key}\":{}", record.text)).collect();
-    Ok(Reply::Json(format!("{{{}}}", members.join(","))))
+    let heads: Vec<_> = found
+        .keys()
+        .enumerate()
+        .map(|(index, key)| Bytes::from(format!("{}\"{key}\":", if index == 0 { "{" } else { "," })))
+        .collect();
+    let bytes = heads.iter().map(Bytes::len).sum::<usize>();
+    let bytes = bytes + found.values().map(|record| record.text.len()).sum::<usize>();
+    let (bytes, end) = if found.is_empty() { (2, "{}") } else { (bytes + 1, "}") };
+    let texts = found.into_values().map(|record| record.text.clone());
+    let pieces = heads.into_iter().zip(texts).flat_map(<[Bytes; 2]>::from);
+    Ok(json_pieces(bytes, pieces.chain(once(Bytes::from_static(end.as_bytes())))))
 }
 
 /// Which clients delegate to which server (services 2.3 [26]).
-async fn clients_of_all<S: Store>(State(service): Service<S>) -> Reply {
-    let records = service.store.clients(service.now_ns()).await;
-    let mut clients: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for record in &records {
-        for server in delegated(record) {
-            let of_server = clients.entry(server.to_string()).or_default();
-            of_server.extend(record.entry.static_key.map(|key| key.to_string()));
-        }
-    }
-    Reply::json(&clients)
+async fn clients_of_all<S: Store>(State(service): Service<S>) -> Result<Reply, Reply> {
+    Ok(Reply::Shared(service.listing(&service.clients_of_servers).await?.text.clone()))
 }
 
 async fn clients_of_one<S: Store>(
@@ -358,16 +415,7 @@ async fn clients_of_one<S: Store>(
     Path(key): Path<String>,
 ) -> Result<Reply, Reply> {
     let server: PublicKey = key.parse().map_err(|_| bad_input())?;
-    let records = service.store.clients(service.now_ns()).await;
-    let clients = records.iter().filter(|record| delegated(record).contains(&server));
-    Ok(Reply::json(
-        &clients.filter_map(|record| Some(record.entry.static_key?.to_string())).collect::<Vec<_>>(),
-    ))
-}
-
-fn delegated(record: &Record) -> &[PublicKey] {
-    let client = record.entry.client.as_ref();
-    client.and_then(|client| client.delegated_servers.as_deref()).unwrap_or_default()
+    Ok(Reply::Shared(service.listing(&service.clients_of_servers).await?.part(&server)))
 }
 
 /// Removes the entries of others, for a network monitor (services 1.7).

@@ -14,7 +14,7 @@
 
 use std::time::{Duration, Instant};
 
-use ringwire_proto::entry::Entry;
+use ringwire_proto::entry::{Entry, TIMESTAMP_FUTURE_MAX_NS};
 
 use super::content::Content;
 
@@ -199,8 +199,10 @@ impl Machine {
         if self.stopping {
             return self.update_is_over(now);
         }
-        // A clock that was set back must not make a time earlier than the stored one.
-        let timestamp_ns = unix_now_ns.max(earliest_ns);
+        // A clock that was set back must not make a time earlier than the stored one; but one that is farther ahead than any
+        // discovery takes is refused by all, and ours knows that it is the stored one that is wrong.
+        let ahead = earliest_ns.saturating_sub(unix_now_ns) > TIMESTAMP_FUTURE_MAX_NS;
+        let timestamp_ns = if ahead { unix_now_ns } else { unix_now_ns.max(earliest_ns) };
         self.step = Step::Posting { content: Box::new(self.content.clone()), timestamp_ns };
         Some(Action::Post(self.content.entry(sequence, timestamp_ns)))
     }

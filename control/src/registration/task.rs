@@ -12,7 +12,7 @@ use tokio::time::{sleep_until, timeout};
 use super::content::Content;
 use super::counters::RegistrationCounters;
 use super::machine::{Action, Failure, Machine};
-use crate::discovery::{DiscoveryClient, DiscoveryError, Refusal, unix_now_ns};
+use crate::discovery::{DiscoveryClient, DiscoveryError, Refusal, unix_now_ns, withdrawal};
 use crate::throttle::{INTERVAL, Throttle};
 
 /// How long an orderly stop waits for discoveries. Entries expire by themselves.
@@ -163,7 +163,8 @@ impl Task {
                 machine.handle_post(posted.map_err(|error| self.failed(error)), Instant::now());
                 None
             }
-            Action::Delete(mut entry) => {
+            Action::Delete(entry) => {
+                let mut entry = withdrawal(entry);
                 entry.sign(&self.key);
                 if let Err(error) = self.discovery.delete(&entry).await {
                     self.failed(error);

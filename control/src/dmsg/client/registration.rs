@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::backoff::Backoff;
 use super::directory::{Directory, DirectoryError, delegated_servers};
+use crate::discovery::withdrawal;
 
 /// Attempts to follow a sequence that somebody else raised (dmsg-wire 12.4).
 const SEQUENCE_ATTEMPTS: u32 = 5;
@@ -133,6 +134,7 @@ impl Registration {
             entry.sign(secret_key);
             return within(limit, directory.put(entry)).await;
         }
+        let mut entry = withdrawal(entry);
         entry.sign(secret_key);
         within(limit, directory.remove(entry)).await
     }

@@ -224,6 +224,15 @@ fn a_clock_that_was_set_back_never_posts_an_earlier_time() {
 }
 
 #[test]
+fn a_stored_time_that_no_discovery_would_take_again_is_not_imitated() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.action(), Some(Action::Read));
+    let (now_ns, ahead_ns) = (rig.unix_ns(), rig.unix_ns() + 600_000_000_000);
+    let Some(Action::Post(entry)) = rig.read(Ok(&stored(4, ahead_ns))) else { panic!("no post") };
+    assert_eq!((entry.sequence, entry.timestamp_ns), (5, now_ns));
+}
+
+#[test]
 fn a_stop_deletes_what_may_be_there_and_nothing_else() {
     let mut rig = Rig::new();
     rig.machine.stop();
