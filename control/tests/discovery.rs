@@ -545,7 +545,7 @@ async fn a_damaged_line_costs_no_other_entry() {
     first.stop().await;
     let text = std::fs::read_to_string(&path).unwrap();
     let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
-    lines[5].insert_str(9, "\u{1}");
+    lines[5].insert(9, '\u{1}');
     std::fs::write(&path, lines.join("\n") + "\n").unwrap();
     let second = host(&path).await;
     assert_eq!(second.store().counts(), (0, lines.len() - 2));

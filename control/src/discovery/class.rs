@@ -6,10 +6,17 @@ use ringwire_proto::identity::PublicKey;
 use subtle::ConstantTimeEq as _;
 use zeroize::Zeroizing;
 
+use super::store::Record;
+
 /// The class of servers that the operator of the deployment vouches for.
 const OFFICIAL: &str = "official";
 /// The class of all others.
 const COMMUNITY: &str = "community";
+
+/// True for a server that was put into that class.
+pub(super) fn is_official(record: &Record) -> bool {
+    record.entry.server.as_ref().is_some_and(|server| server.server_type == OFFICIAL)
+}
 
 /// Decides the class of a server.
 #[derive(Debug)]

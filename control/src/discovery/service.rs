@@ -20,7 +20,7 @@ use ringwire_proto::entry::{Deployment, Entry, EntryError};
 use ringwire_proto::identity::{PublicKey, Signature, verify};
 use zeroize::Zeroizing;
 
-use super::class::Classes;
+use super::class::{Classes, is_official};
 use super::counters::DiscoveryCounters;
 use super::error::{ENTRY_NOT_FOUND, NO_SERVERS, VALIDATION_PREFIX};
 use super::listing::{Listing, Shared};
@@ -354,6 +354,8 @@ async fn available_servers<S: Store>(State(service): Service<S>) -> Response {
     let room = |record: &Record| record.entry.server.as_ref().map_or(0, |server| server.available_sessions);
     servers.retain(|record| room(record) > 0);
     fastrand::shuffle(&mut servers);
+    // Made-up servers cost nothing: those that somebody vouches for are not lost among them.
+    servers.sort_by_key(|record| !is_official(record));
     servers.truncate(AVAILABLE_MAX);
     // Stable, so servers with equal room stay shuffled.
     servers.sort_by_key(|record| std::cmp::Reverse(room(record)));
