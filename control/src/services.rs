@@ -12,8 +12,9 @@
 //! rates. Nothing here is near a forwarded byte.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use ringwire_dataplane::counters::Counter;
@@ -37,7 +38,7 @@ use crate::registration::{
 use crate::state::State;
 use crate::supervise::Plane;
 
-/// Where the embedded discovery listens unless it is told: the usual port, beside the server.
+/// Where the embedded discovery listens unless it is told: the usual port, on the loopback.
 const DISCOVERY_PORT: u16 = 9090;
 /// Sessions that are advertised as possible unless it is told (control-plane 1.1).
 const SESSIONS_MAX: u32 = 2048;
@@ -53,7 +54,7 @@ const JOURNAL: &str = "discovery.json";
 pub struct ServiceSettings {
     /// Discoveries to register at; `None` is the embedded one.
     pub discoveries: Option<Vec<String>>,
-    /// Where the embedded discovery listens; `None` is beside the server.
+    /// Where the embedded discovery listens; `None` is the loopback, wherever the server listens.
     pub discovery_listen: Option<SocketAddr>,
     /// What is advertised; `None` is the first listener.
     pub public_address: Option<String>,
@@ -160,10 +161,11 @@ impl Prepared {
             started_at: humantime::format_rfc3339_nanos(SystemTime::now()).to_string(),
             ..Health::default()
         };
-        let mut deployment = None;
+        let (mut deployment, mut discovery_address) = (None, None);
         let host = match discovery {
             Some(listener) => {
                 let all: Vec<_> = listening.iter().copied().chain([listener.local_addr()?]).collect();
+                discovery_address = Some(listener.local_addr()?);
                 let mut settings = DiscoverySettings::new(deployment_of(&all));
                 settings.own_server = Some(key.public_key());
                 settings.health = Health { service_name: settings.health.service_name, ..health.clone() };
@@ -184,6 +186,7 @@ impl Prepared {
         let first = advertise.content(&plane.totals().await.unwrap_or_default());
         let registration = Arc::new(Registration::start(discoveries, key, first, settings.update_interval));
         let rates = Arc::new(Rates::default());
+        let ending = Arc::new(AtomicBool::new(false));
         let http = match http {
             Some(listener) => {
                 let mut metrics = Metrics::new(&rates);
@@ -194,7 +197,16 @@ impl Prepared {
                     metrics.add_listener("discovery", listener.clone());
                 }
                 let bound = listener.local_addr()?;
-                let mut server = metrics.serve(plane.clone(), move || health.clone(), Limits::default());
+                let (asked, ending) = (plane.clone(), Arc::clone(&ending));
+                let health = move || {
+                    let unready = if ending.load(Ordering::Relaxed) {
+                        Some("ending".to_owned())
+                    } else {
+                        asked.status().unready()
+                    };
+                    Health { not_ready: unready.unwrap_or_default(), ..health.clone() }
+                };
+                let mut server = metrics.serve(plane.clone(), health, Limits::default());
                 server.listen(listener);
                 Some((server, bound))
             }
@@ -202,7 +214,7 @@ impl Prepared {
         };
         let store = host.as_ref().map(|host| Arc::clone(host.store()));
         let beat = tokio::spawn(beat(plane.clone(), Arc::clone(&registration), rates, advertise, store));
-        Ok(Services { host, deployment, registration, address, http, beat })
+        Ok(Services { host, deployment, discovery_address, registration, address, http, beat, ending })
     }
 }
 
@@ -210,9 +222,9 @@ fn elsewhere(discoveries: &[DiscoveryClient]) -> Option<&str> {
     discoveries.iter().find(|discovery| !discovery.is_local()).map(DiscoveryClient::url)
 }
 
-/// The listener of the embedded discovery: where it is told; else where it was before, so that clients which know its URL
-/// find it again; else on the usual port beside the server; else, when that is taken or the server's own port is a free
-/// one, on a free port.
+/// The listener of the embedded discovery: where it is told; else on the loopback, since whoever opens the server to the world has
+/// not opened a discovery with it. There where it was before, so that clients which know its URL find it again; else on the
+/// usual port; else, when that is taken or the server's own port is a free one, on a free port.
 async fn discovery_listener(
     settings: &ServiceSettings,
     listen: &[SocketAddr],
@@ -222,7 +234,11 @@ async fn discovery_listener(
         return bind(address).await.map_err(ServicesError::DiscoveryListener);
     }
     let beside = listen.first().copied();
-    let ip = beside.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |beside| beside.ip());
+    let ip = match beside.map(|beside| beside.ip()) {
+        Some(ip) if ip.is_loopback() => ip,
+        Some(IpAddr::V6(_)) => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        Some(IpAddr::V4(_)) | None => IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
     let port = beside.map_or(DISCOVERY_PORT, |beside| if beside.port() == 0 { 0 } else { DISCOVERY_PORT });
     let before = state.read_note().ok().and_then(|note| {
         let url = note.discovery?;
@@ -295,11 +311,15 @@ async fn beat(
 pub struct Services {
     host: Option<DiscoveryHost>,
     deployment: Option<Deployment>,
+    /// Where the embedded discovery listens.
+    discovery_address: Option<SocketAddr>,
     registration: Arc<Registration>,
     /// What is advertised.
     address: String,
     http: Option<(HttpServer, SocketAddr)>,
     beat: JoinHandle<()>,
+    /// `/health` says so from then on.
+    ending: Arc<AtomicBool>,
 }
 
 impl Services {
@@ -321,12 +341,25 @@ impl Services {
                 _ => "",
             };
             lines.push(format!("  discovery    {}{kind}", standing.url));
+            let place = match self.discovery_address.filter(|_| index == 0) {
+                Some(address) if address.ip().is_loopback() => {
+                    "for this machine only; open it with --discovery-listen ADDRESS".to_owned()
+                }
+                Some(address) => format!("listening on {address}, for whoever reaches that"),
+                None => continue,
+            };
+            lines.push(format!("               {place}"));
         }
         lines.push(format!("  advertised   {}", self.address));
         if let Some(http) = self.http_address() {
             lines.push(format!("  metrics      http://{http}/metrics and /health"));
         }
         lines
+    }
+
+    /// Where the embedded discovery listens, if it runs.
+    pub fn discovery_address(&self) -> Option<SocketAddr> {
+        self.discovery_address
     }
 
     /// Where `/metrics` and `/health` answer.
@@ -342,6 +375,7 @@ impl Services {
     /// Ends all of them. With `remove` the entries are removed from the discoveries first: the server is going away.
     /// Without, they stay for the control plane that goes on.
     pub async fn stop(self, remove: bool) {
+        self.ending.store(remove, Ordering::Relaxed);
         self.beat.abort();
         // Ends at once, and with it the second handle on the registration.
         self.beat.await.ok();

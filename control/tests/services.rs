@@ -126,6 +126,72 @@ async fn nobody_removes_the_servers_entry_from_its_own_discovery_and_only_it_is_
     assert_eq!(class(&discovery.entry(&stranger.public_key()).await.unwrap()), "community");
 }
 
+/// What `/health` and its two halves say: status and reason.
+async fn health(planes: &Planes, path: &str) -> (u16, String) {
+    let url = format!("http://{}/health{path}", planes.ready["http"].as_str().unwrap());
+    let answer = reqwest::get(url).await.unwrap();
+    let status = answer.status().as_u16();
+    let health: ringwire::http::Health = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+    (status, health.not_ready)
+}
+
+#[tokio::test]
+async fn health_tells_who_is_ready_from_who_is_alive() {
+    let directory = tempfile::tempdir().unwrap();
+    let planes = Planes::start(directory.path(), &["--http-listen", "127.0.0.1:0"]);
+    for path in ["", "/ready", "/live"] {
+        assert_eq!(health(&planes, path).await, (200, String::new()), "{path}");
+    }
+    // A data plane that stands still.
+    send(planes.dataplane_pid, Signal::STOP);
+    until("it is noticed", async || health(&planes, "").await.0 == 503).await;
+    let (status, reason) = health(&planes, "/ready").await;
+    assert!(status == 503 && reason.contains("worker 0") && reason.contains("no turns"), "{status} {reason}");
+    assert_eq!(health(&planes, "/live").await.0, 200);
+    send(planes.dataplane_pid, Signal::CONT);
+    until("it goes on", async || health(&planes, "").await.0 == 200).await;
+    // One that is gone, for as long as none can be started in its place.
+    let lock = directory.path().join("dataplane.lock");
+    std::fs::remove_file(&lock).unwrap();
+    std::fs::create_dir(&lock).unwrap();
+    send(planes.dataplane_pid, Signal::KILL);
+    until("it is missed", async || health(&planes, "").await.1.contains("no data plane")).await;
+    assert_eq!(health(&planes, "/live").await.0, 200);
+    std::fs::remove_dir(&lock).unwrap();
+    until("another one is there", async || health(&planes, "").await.0 == 200).await;
+    // One that drains: a stream holds it up.
+    let config = |server| {
+        let mut config = SessionConfig::new(SecretKey::generate(&mut OsEntropy), server);
+        config.first_frame_pause = Duration::ZERO;
+        config
+    };
+    let (from, to) =
+        (common::connect(config(planes.address())).await, common::connect(config(planes.address())).await);
+    let mut listener = to.listen(80).unwrap();
+    let held = common::pair(&from, &to, &mut listener).await;
+    json(directory.path(), &["drain"]);
+    until("it drains", async || health(&planes, "").await.1.contains("draining")).await;
+    assert_eq!(health(&planes, "/live").await.0, 200);
+    drop(held);
+}
+
+#[test]
+fn a_server_for_everybody_keeps_its_discovery_to_itself_unless_told() {
+    let ready = |arguments: &[&str]| {
+        let state = tempfile::tempdir().unwrap();
+        let arguments = [&["--listen", "0.0.0.0:0", "--orphan-limit", "60"], arguments].concat();
+        Planes::try_start(state.path(), &arguments).unwrap().ready.clone()
+    };
+    let alone = ready(&[]);
+    let listening: std::net::SocketAddr = alone["discovery_listening"].as_str().unwrap().parse().unwrap();
+    assert!(listening.ip().is_loopback(), "{alone}");
+    assert_eq!(alone["discovery"], format!("http://{listening}"), "{alone}");
+    assert!(alone["addresses"][0].as_str().unwrap().starts_with("0.0.0.0:"), "{alone}");
+    let told = ready(&["--discovery-listen", "0.0.0.0:0"]);
+    assert!(told["discovery_listening"].as_str().unwrap().starts_with("0.0.0.0:"), "{told}");
+    assert!(told["discovery"].as_str().unwrap().starts_with("http://127.0.0.1:"), "{told}");
+}
+
 // The discovery must answer while the test waits for the process to end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_discovery_keeps_the_entry_over_a_kill_and_loses_it_at_the_end() {

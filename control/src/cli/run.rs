@@ -107,6 +107,8 @@ struct Ready<'a> {
     addresses: &'a [SocketAddr],
     driver: &'a str,
     discovery: Option<&'a str>,
+    /// Where the embedded one listens.
+    discovery_listening: Option<SocketAddr>,
     http: Option<SocketAddr>,
     control_pid: u32,
     dataplane_pid: u32,
@@ -336,6 +338,7 @@ fn announce(
             addresses: &note.addresses,
             driver: &status.driver,
             discovery: note.discovery.as_deref(),
+            discovery_listening: services.discovery_address(),
             http: services.http_address(),
             control_pid: std::process::id(),
             dataplane_pid: status.pid,

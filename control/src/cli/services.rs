@@ -12,7 +12,7 @@ pub(super) struct ServiceArguments {
     /// Discovery to register at, such as http://dmsgd.example; may be given several times [default: the embedded one]
     #[arg(long, value_name = "URL", conflicts_with = "discovery_listen", help_heading = "Discovery")]
     discovery: Vec<Url>,
-    /// Where the embedded discovery listens [default: port 9090 beside the server]
+    /// Where the embedded discovery listens [default: port 9090 on the loopback]
     #[arg(long, value_name = "ADDRESS", help_heading = "Discovery")]
     discovery_listen: Option<SocketAddr>,
     /// Address that clients use, HOST:PORT, where it is not one this process listens on [default: the first --listen]

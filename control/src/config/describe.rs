@@ -43,7 +43,7 @@ pub const SETTINGS: &[SettingHelp] = &[
         values: "address",
         default: "127.0.0.1:9090",
         live: false,
-        help: "Where the embedded discovery answers; it runs only when no other is named.",
+        help: "Where the embedded discovery answers; it runs only when no other is named, and on the loopback unless told.",
     },
     SettingHelp {
         name: "http_listen",
@@ -111,9 +111,9 @@ pub const SETTINGS: &[SettingHelp] = &[
     SettingHelp {
         name: "buffer_memory",
         values: "bytes",
-        default: "0: half of the machine's, at most 8 GiB",
+        default: "0: half of what machine and control groups leave, at most 8 GiB",
         live: false,
-        help: "Address space for buffers; resident where used.",
+        help: "Address space for buffers of all workers together; resident where used.",
     },
     SettingHelp {
         name: "orphan_limit_ms",

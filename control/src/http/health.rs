@@ -1,6 +1,9 @@
 //! The answer of `/health`, which all services share (services 1.3).
 
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
+
+use super::Reply;
 
 /// What the build did not set.
 const UNKNOWN: &str = "unknown";
@@ -30,6 +33,17 @@ pub struct Health {
     /// Keys of the servers it has sessions with, hex.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dmsg_servers: Vec<String>,
+    /// Why nobody should be sent to it now; empty: it is ready.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub not_ready: String,
+}
+
+impl Health {
+    /// As the answer to whoever asks whether it is ready: 200, or 503 with the reason in it.
+    pub fn readiness(&self) -> (StatusCode, Reply) {
+        let status = if self.not_ready.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        (status, Reply::json(self))
+    }
 }
 
 /// Version, commit and date of a build; `unknown` where the build did not say.

@@ -74,7 +74,8 @@ impl Metrics {
     }
 
     /// A server of `/metrics` and `/health`, without a listener yet, that counts its own among the rest. What `health`
-    /// says is asked at every request.
+    /// says is asked at every request; `/health` and `/health/ready` are 503 with the reason while it is not ready,
+    /// `/health/live` is 200 as long as this process answers.
     pub fn serve<S>(
         mut self,
         source: S,
@@ -90,10 +91,17 @@ impl Metrics {
         self.registry().register_collector(Box::new(ListenerCollector::new(listeners)));
         let shared = Arc::new(Shared { registry: self.registry, latest: self.latest, source });
         let health = Arc::new(health);
+        let ready = {
+            let health = Arc::clone(&health);
+            get(move || async move { health().readiness() })
+        };
         let router = Router::new()
             .route("/metrics", get(metrics::<S>))
             .with_state(shared)
-            .route("/health", get(move || async move { Reply::json(&health()) }));
+            .route("/health", ready.clone())
+            .route("/health/ready", ready)
+            // That it answers is all that is asked.
+            .route("/health/live", get(move || async move { Reply::json(&health()) }));
         HttpServer::with_counters(router, limits, own)
     }
 }

@@ -14,10 +14,11 @@ use ringwire_ipc::channel::ControlEnd;
 use ringwire_ipc::counters::CellIndex;
 use ringwire_ipc::ring::PushError;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::mirror::{AskError, Mirror, Nanos, Outcome, Ticket};
-use super::plane::{Ask, Table};
+use super::plane::{Ask, PlaneStatus, Table};
+use super::pulse::{BEAT, Pulse};
 
 /// Events of one worker handled before other things get their turn: a whole ring.
 const EVENTS_PER_TURN_MAX: usize = 4096;
@@ -68,6 +69,9 @@ pub(super) struct Channels {
     ends: Vec<ControlEnd>,
     /// Our end of the pair of sockets every worker rings with.
     bell: UnixStream,
+    pulse: Pulse,
+    /// When to look at it next.
+    beat_at: Nanos,
 }
 
 impl Channels {
@@ -75,7 +79,7 @@ impl Channels {
     pub(super) fn new(ends: Vec<ControlEnd>, bell: OwnedFd) -> io::Result<Self> {
         let bell = std::os::unix::net::UnixStream::from(bell);
         bell.set_nonblocking(true)?;
-        Ok(Self { ends, bell: UnixStream::from_std(bell)? })
+        Ok(Self { ends, bell: UnixStream::from_std(bell)?, pulse: Pulse::default(), beat_at: 0 })
     }
 
     /// Number of workers.
@@ -98,8 +102,10 @@ impl Channels {
         mirror: &mut Mirror,
         askers: &mut Askers,
         asks: &mut mpsc::Receiver<Ask>,
+        status: &watch::Sender<PlaneStatus>,
     ) -> Event {
         loop {
+            self.beat(status);
             let busy = match self.exchange(mirror) {
                 Ok(busy) => busy,
                 Err(lost) => return Event::Lost(lost),
@@ -127,6 +133,32 @@ impl Channels {
                 Err(lost) => return Event::Lost(lost),
             }
         }
+    }
+
+    /// Once a beat: whether the workers take their turns.
+    fn beat(&mut self, status: &watch::Sender<PlaneStatus>) {
+        if now() < self.beat_at {
+            return;
+        }
+        self.beat_at = now().saturating_add(BEAT.as_nanos() as Nanos);
+        let Some(cell) = CellIndex::new(Counter::Turns as usize) else { return };
+        for worker in self.pulse.beat(self.ends.iter().map(|end| end.counters().read(cell))) {
+            self.ends[worker].ring();
+        }
+        let silent = self.pulse.silent();
+        status.send_if_modified(|status| {
+            let changed = status.silent_worker != silent;
+            match silent {
+                Some(worker) if changed => tracing::error!(
+                    worker,
+                    "takes no turns: its process is stopped, or it is stuck; nobody is served by it. End it with `ringwire stop`"
+                ),
+                None if changed => tracing::info!("all workers take their turns again"),
+                _ => {}
+            }
+            status.silent_worker = silent;
+            changed
+        });
     }
 
     /// Events first, so that the answer to a listing finds room; then time, then commands. True if there may be more.
@@ -157,12 +189,8 @@ impl Channels {
     }
 
     async fn sleep(&mut self, until: Option<Nanos>, asks: &mut mpsc::Receiver<Ask>) -> Result<Woken, Lost> {
-        let timer = async {
-            match until {
-                Some(at) => tokio::time::sleep(Duration::from_nanos(at.saturating_sub(now()))).await,
-                None => std::future::pending().await,
-            }
-        };
+        let until = until.map_or(self.beat_at, |until| until.min(self.beat_at));
+        let timer = tokio::time::sleep(Duration::from_nanos(until.saturating_sub(now())));
         tokio::select! {
             ready = self.bell.readable() => {
                 ready?;

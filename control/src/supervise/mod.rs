@@ -16,6 +16,7 @@ pub mod settings;
 mod channel;
 mod obtain;
 mod plane;
+mod pulse;
 mod restart;
 
 use std::net::SocketAddr;
@@ -152,7 +153,8 @@ impl Task {
         self.mirror.attached(channels.workers(), same, channel::now());
         tracing::info!(pid, epoch, workers = channels.workers(), "attached to the data plane");
         loop {
-            match channels.serve(&mut self.mirror, &mut self.askers, &mut self.asks).await {
+            let served = channels.serve(&mut self.mirror, &mut self.askers, &mut self.asks, &self.status);
+            match served.await {
                 Event::Lost(lost) => {
                     self.counters = channels.counters();
                     remains.loss = lost.to_string();
@@ -163,6 +165,7 @@ impl Task {
                 Event::Ask(Ask::Drain(within, answer)) => {
                     let drained = self.drain(within).await;
                     self.draining |= drained.is_ok();
+                    self.status.send_modify(|status| status.draining = self.draining);
                     let _ = answer.send(drained);
                 }
                 Event::Ask(Ask::End(end, answer)) => {

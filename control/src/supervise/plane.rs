@@ -85,9 +85,25 @@ pub struct PlaneStatus {
     pub losses: u64,
     /// Why it went away, or cannot be brought back.
     pub last_loss: Option<String>,
+    /// A worker that takes no turns although it is woken.
+    pub silent_worker: Option<usize>,
+    /// It was told to drain.
+    pub draining: bool,
 }
 
 impl PlaneStatus {
+    /// Why nobody should be sent to this server now; none: it takes clients.
+    pub fn unready(&self) -> Option<String> {
+        if self.draining {
+            return Some("draining: it takes nobody new, and ends with its last session".to_owned());
+        }
+        if !self.attached {
+            let reason = self.last_loss.as_deref().unwrap_or("not attached yet");
+            return Some(format!("no data plane: {reason}; bringing it back"));
+        }
+        self.silent_worker.map(|worker| format!("worker {worker} of the data plane takes no turns"))
+    }
+
     /// An attach is in force.
     pub(super) fn attached_to(&mut self, attached: &Attached) {
         let Attached { channels, epoch, pid, addresses, driver, connections_max, child, .. } = attached;
@@ -96,6 +112,7 @@ impl PlaneStatus {
         (self.child, self.addresses) = (child.is_some(), addresses.clone());
         self.driver.clone_from(driver);
         self.connections_max = *connections_max;
+        self.silent_worker = None;
     }
 }
 
@@ -162,5 +179,22 @@ impl Plane {
         let (answer, answered) = oneshot::channel();
         self.asks.send(ask(answer)).await.ok()?;
         answered.await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_not_ready_says_why() {
+        let ready = PlaneStatus { attached: true, ..PlaneStatus::default() };
+        assert_eq!(ready.unready(), None);
+        let reason = |status: PlaneStatus| status.unready().unwrap();
+        assert!(reason(PlaneStatus::default()).contains("no data plane: not attached yet"));
+        let lost = Some("it hung up".to_owned());
+        assert!(reason(PlaneStatus { last_loss: lost, ..PlaneStatus::default() }).contains("it hung up"));
+        assert!(reason(PlaneStatus { silent_worker: Some(3), ..ready.clone() }).contains("worker 3"));
+        assert!(reason(PlaneStatus { draining: true, ..ready }).contains("draining"));
     }
 }

@@ -187,6 +187,12 @@ impl ControlEnd {
         Ok(())
     }
 
+    /// Wakes the worker, whether or not there is something for it.
+    pub fn ring(&self) {
+        // As with a command: one that cannot be rung is seen to stand still.
+        let _ = self.bell.ring();
+    }
+
     /// The next event.
     ///
     /// # Errors
