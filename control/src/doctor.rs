@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, SystemTime};
 
+use ringwire_dataplane::memory::{self, Room};
 use ringwire_dataplane::{limits, ring};
 use serde::Serialize;
 
@@ -233,6 +234,32 @@ fn tcp_buffers() -> Finding {
     Finding::bad("buffers", Level::Warning, found, cure)
 }
 
+/// Whether there is memory, and what of it would be buffers with this setting.
+pub fn buffers(configured: Option<u64>, workers: u16) -> Finding {
+    let (room, workers) = (memory::room(), usize::from(workers));
+    buffers_in(&room, configured.filter(|&len| len > 0), workers)
+}
+
+fn buffers_in(room: &Room, configured: Option<u64>, workers: usize) -> Finding {
+    let default = memory::default_buffers(room, workers);
+    let Some(configured) = configured else {
+        let found = format!("{} MiB: {}", default.len >> 20, default.reason);
+        if default.len > limits::BUFFER_MEMORY_LEN_MIN * workers {
+            return Finding::good("buffer memory", found);
+        }
+        return Finding::bad("buffer memory", Level::Warning, found, MORE_MEMORY);
+    };
+    let found = format!("{} MiB, as configured; there is {room}", configured >> 20);
+    if usize::try_from(configured).is_ok_and(|len| len <= room.len) {
+        return Finding::good("buffer memory", found);
+    }
+    let cure = "Once it is used the kernel kills the data plane: set `buffer_memory` lower, or leave it out.";
+    Finding::bad("buffer memory", Level::Warning, found, cure)
+}
+
+/// What helps where there is little.
+const MORE_MEMORY: &str = "Sessions will be few: give the machine, or the control group, more memory.";
+
 fn memory() -> Finding {
     let kib = |name: &str| {
         let text = read("/proc/meminfo");
@@ -244,7 +271,7 @@ fn memory() -> Finding {
     if available >= 4 * limits::BUFFER_MEMORY_LEN_MIN as u64 {
         return Finding::good("memory", found);
     }
-    Finding::bad("memory", Level::Warning, found, "Sessions will be few: give the machine more memory.")
+    Finding::bad("memory", Level::Warning, found, MORE_MEMORY)
 }
 
 fn read(path: &str) -> String {
@@ -289,6 +316,19 @@ mod tests {
             finding.found.contains("3 workers on 2 cores") && finding.cure.contains("use 2"),
             "{finding:?}"
         );
+    }
+
+    #[test]
+    fn buffer_memory_is_told_with_its_origin() {
+        let file = "/sys/fs/cgroup/memory.max";
+        let room = |mib: usize| Room { len: mib << 20, origin: memory::Origin::Group(file.into()) };
+        let finding = buffers_in(&room(256), None, 1);
+        assert_eq!(finding.level, Level::Good);
+        assert!(finding.found.starts_with("96 MiB") && finding.found.contains(file), "{finding:?}");
+        assert_eq!(buffers_in(&room(70), None, 1).level, Level::Warning);
+        assert_eq!(buffers_in(&room(256), Some(256 << 20), 1).level, Level::Good);
+        let finding = buffers_in(&room(256), Some(257 << 20), 1);
+        assert!(finding.level == Level::Warning && finding.cure.contains("buffer_memory"), "{finding:?}");
     }
 
     #[test]

@@ -502,6 +502,11 @@ async fn what_goes_on_is_shown_to_people_and_programs() {
         memory["used"].as_u64().unwrap() > 0 && memory["value"].as_u64() > memory["used"].as_u64(),
         "{limits}"
     );
+    let origin = memory["origin"].as_str().unwrap();
+    assert!(
+        origin.contains("the machine's memory") || origin.contains("the control group's limit"),
+        "{origin}"
+    );
     let named =
         |name| limits["limits"].as_array().unwrap().iter().find(|limit| limit["name"] == name).unwrap();
     assert_eq!(named("connections")["used"], 3, "{limits}");
@@ -514,6 +519,8 @@ async fn what_goes_on_is_shown_to_people_and_programs() {
         (&["show", "streams", "--from", "dataplane"], "1 bridges"),
         (&["show", "counters"], "sessions_opened_total"),
         (&["show", "limits"], "half-open-connections"),
+        (&["show", "limits"], "MiB"),
+        (&["show", "limits"], "buffer-memory: "),
     ] {
         let output = ringwire(state).args(arguments).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();

@@ -38,6 +38,7 @@ pub mod inspect;
 pub mod lane;
 pub mod limits;
 pub mod mail;
+pub mod memory;
 pub mod planted;
 pub mod poll;
 pub mod prefix;

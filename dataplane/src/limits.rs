@@ -11,11 +11,15 @@ pub const PAGE_LEN: usize = 16 * 1024;
 /// resident memory; when it runs dry a receive ends with "no buffers" (counted) and is armed again once pages are back.
 pub const RECEIVE_RING_PAGES: usize = 256;
 
-/// Buffer memory of one worker unless configured otherwise or the machine has less: 8 GiB. Address space, not resident memory:
+/// Buffer memory of all workers together unless configured otherwise or there is less: 8 GiB. Address space, not resident memory:
 /// pages are touched when used.
 pub const BUFFER_MEMORY_LEN: usize = 8 << 30;
 
-/// Smallest buffer memory accepted, in bytes: the receive ring and as much again for queues.
+/// What two processes need beside buffers, in bytes: their code, tables and shared memory. Buffer memory that nobody has set is
+/// half of what is left of the room after it; the other half is for the kernel's own of connections, which counts as well.
+pub const BESIDE_BUFFERS_LEN: usize = 64 << 20;
+
+/// Smallest buffer memory of one worker accepted, in bytes: the receive ring and as much again for queues.
 pub const BUFFER_MEMORY_LEN_MIN: usize = 2 * RECEIVE_RING_PAGES * PAGE_LEN;
 
 /// A payload piece shorter than this is copied into a packed block of its destination, and its page goes back at once;
@@ -345,6 +349,10 @@ pub const LISTENERS_MAX: usize = ringwire_ipc::socket::DESCRIPTORS_MAX;
 /// Listen backlog: connections the kernel completes before we accept them. The kernel clamps it to `somaxconn`.
 pub const LISTEN_BACKLOG: i32 = 4096;
 
+const _: () = assert!(
+    WORKERS_MAX * BUFFER_MEMORY_LEN_MIN <= BUFFER_MEMORY_LEN,
+    "the default suffices for every worker"
+);
 const _: () = assert!(PAGE_LEN <= u16::MAX as usize, "a span's offset and length are 16 bits");
 const _: () = assert!(
     RECEIVE_RING_PAGES.is_power_of_two() && RECEIVE_RING_PAGES <= 32_768,

@@ -26,6 +26,7 @@ pub fn dataplane_status(state: &State) -> Result<DataPlaneStatus, DirectError> {
         driver: status.driver.clone(),
         connections_max: status.connections_max,
         half_open_max: status.half_open_max,
+        memory_origin: (!status.memory_origin.is_empty()).then(|| status.memory_origin.clone()),
         workers: status.workers,
         serving_s: seconds(status.serving_ns),
         sessions: status.sessions,

@@ -150,6 +150,8 @@ pub(super) fn list(status: &DataPlaneStatus, memory: Memory) -> Limits {
         value,
         unit: unit.to_owned(),
         when_reached: when_reached.to_owned(),
+        // The shares of it are of the same origin.
+        origin: status.memory_origin.clone().filter(|_| name == "buffer-memory"),
     });
     Limits { limits: limits.collect() }
 }

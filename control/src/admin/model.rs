@@ -68,6 +68,8 @@ pub struct DataPlaneStatus {
     pub connections_max: u64,
     /// Of these, how many may be in their handshake.
     pub half_open_max: u64,
+    /// Why buffer memory is as large as it is.
+    pub memory_origin: Option<String>,
     /// Threads that forward.
     pub workers: u32,
     /// How long it has served.
@@ -214,6 +216,9 @@ pub struct Limit {
     pub unit: String,
     /// What happens when it is reached.
     pub when_reached: String,
+    /// Where its value comes from, when it is neither a constant nor simply set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
 }
 
 /// What an order did.

@@ -44,6 +44,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let file = arguments.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
     let mut findings = doctor::machine();
     findings.push(doctor::workers(file.workers.unwrap_or(1)));
+    findings.push(doctor::buffers(file.buffer_memory, file.workers.unwrap_or(1)));
     findings.push(doctor::state(State::locate(arguments.state)));
     for &address in file.listen.as_deref().unwrap_or(&[LISTEN_DEFAULT]) {
         findings.push(doctor::listen(address));

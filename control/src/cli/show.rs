@@ -284,5 +284,11 @@ fn limits_text(limits: &Limits) -> String {
             limit.when_reached.clone(),
         ]);
     }
-    table.render()
+    let mut text = table.render();
+    for limit in &limits.limits {
+        if let Some(origin) = &limit.origin {
+            text.push_str(&format!("{}: {origin}\n", limit.name));
+        }
+    }
+    text
 }

@@ -30,8 +30,7 @@ pub struct Configuration {
     pub company_us: u32,
     /// Longest time for which receiving from one busy session of many is put off, in microseconds; 0: never.
     pub pause_us: u32,
-    /// Buffer memory of all workers in bytes; 0: half of the machine's, at most [`crate::limits::BUFFER_MEMORY_LEN`] for each
-    /// worker.
+    /// Buffer memory of all workers in bytes; 0: as [`crate::memory::default_buffers`] says.
     pub buffer_memory: usize,
     /// End by itself after so many milliseconds without a control plane; 0: never.
     pub orphan_limit_ms: u64,

@@ -290,6 +290,7 @@ fn status(state: &State) -> Status {
         build: build(),
         connections_max: serving.map_or(0, |serving| serving.server.connections_max() as u64),
         half_open_max: serving.map_or(0, |serving| serving.server.half_open_max() as u64),
+        memory_origin: serving.map(|serving| serving.server.memory_origin().into()).unwrap_or_default(),
         ..Status::default()
     }
 }

@@ -36,6 +36,7 @@ use crate::driver::DriverError;
 use crate::lane::{self, LaneThreads, StartLaneError};
 use crate::limits;
 use crate::mail::{Order, Report};
+use crate::memory::{self, DefaultBuffers};
 use crate::ring::{self, Features};
 use crate::worker::{Identity, Settings, default_proxy_from};
 
@@ -57,8 +58,8 @@ pub struct ServerConfig {
     pub workers: usize,
     /// Post-quantum part of session handshakes.
     pub hybrid: Hybrid,
-    /// Buffer memory of all workers in bytes (address space; resident where used); 0: half of the machine's, at most
-    /// [`limits::BUFFER_MEMORY_LEN`] for each worker.
+    /// Buffer memory of all workers in bytes (address space; resident where used); 0: as
+    /// [`memory::default_buffers`] says.
     pub buffer_memory_len: usize,
     /// Longest wait for company in microseconds, see [`crate::wait`].
     pub company_us_max: u32,
@@ -161,7 +162,7 @@ pub enum StartError {
     #[error(transparent)]
     Lane(#[from] StartLaneError),
     /// There is no memory or no descriptor left for what the control plane reads.
-    #[error("cannot make the counters' shared memory: {0}. Raise the limit of open files (`ulimit -n`)")]
+    #[error("cannot make the counters' shared memory: {0}")]
     Counters(#[from] RegionError),
     /// A listener cannot be duplicated.
     #[error("cannot duplicate a listener: {0}. Raise the limit of open files (`ulimit -n`)")]
@@ -213,6 +214,7 @@ pub struct Server {
     listeners: Vec<(SocketAddr, Socket)>,
     connections_max: usize,
     half_open_max: usize,
+    memory_origin: String,
     /// In order of their number; none once stopped.
     threads: Vec<Thread>,
     /// Closed when the last thread has ended.
@@ -239,9 +241,9 @@ impl Server {
         if !(1..=limits::WORKERS_MAX).contains(&count) {
             return Err(StartError::Workers { given: count, most: limits::WORKERS_MAX });
         }
-        let memory_len = match config.buffer_memory_len {
-            0 => default_buffer_memory_len(count),
-            len => len,
+        let DefaultBuffers { len: memory_len, reason: memory_origin } = match config.buffer_memory_len {
+            0 => memory::default_buffers(&memory::room(), count),
+            len => DefaultBuffers { len, reason: "set by buffer_memory".into() },
         };
         let least = limits::BUFFER_MEMORY_LEN_MIN * count;
         if memory_len < least {
@@ -287,6 +289,7 @@ impl Server {
             listeners: duplicates,
             connections_max,
             half_open_max,
+            memory_origin,
             threads,
             ended,
             lane: Some(lane),
@@ -317,6 +320,11 @@ impl Server {
     /// How many of them may be half open.
     pub fn half_open_max(&self) -> usize {
         self.half_open_max
+    }
+
+    /// Why buffer memory is as large as it is, for people.
+    pub fn memory_origin(&self) -> &str {
+        &self.memory_origin
     }
 
     /// A copy of the counters, of all workers together.
@@ -442,17 +450,6 @@ impl Drop for Server {
 /// A worker's share of something that is divided by their number: the shares add up to the whole.
 fn share(whole: usize, workers: usize, worker: usize) -> usize {
     whole / workers + usize::from(worker < whole % workers)
-}
-
-/// Half of the machine's memory, at most [`limits::BUFFER_MEMORY_LEN`] for each worker.
-fn default_buffer_memory_len(workers: usize) -> usize {
-    let most = limits::BUFFER_MEMORY_LEN * workers;
-    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
-        line.split_whitespace().nth(1)?.parse::<usize>().ok()
-    });
-    let half = kib.map_or(most, |kib| kib * 1024 / 2);
-    half.clamp(limits::BUFFER_MEMORY_LEN_MIN * workers, most)
 }
 
 #[cfg(test)]

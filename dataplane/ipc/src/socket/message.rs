@@ -271,6 +271,9 @@ pub struct Status {
     /// Why nothing is known of its sessions: a worker does not answer. Empty: all do.
     #[prost(string, tag = "17")]
     pub fault: String,
+    /// Why buffer memory is as large as it is, for people. Empty: waiting, or of a build that does not say.
+    #[prost(string, tag = "18")]
+    pub memory_origin: String,
 }
 
 /// One session of a report.
