@@ -1,6 +1,7 @@
 //! The state directory: what a server keeps between starts, and what it leaves for its own tools while it runs.
 //!
-//! In: the directory's path. Out: the files below, each readable by its owner only.
+//! In: the directory's path. Out: the files below, each readable by its owner only. None of them is anything but a plain
+//! file: what else has its name is refused at once, unread and unwritten.
 //!
 //! ```text
 //!   key             the server's secret key, made at the first start          ringwire run
@@ -15,14 +16,15 @@ pub mod key_file;
 pub mod lock;
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write as _};
+use std::fs::{self, DirBuilder};
+use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+use ringwire_dataplane::process::{PlainError, open_plain};
 use ringwire_proto::identity::{PublicKey, SecretKey};
-use rustix::fs::Access;
+use rustix::fs::{Access, Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -31,6 +33,9 @@ pub const STATE_VARIABLE: &str = "RINGWIRE_STATE";
 
 /// Version of the directory's contents. Raised when an older program would misunderstand what a newer one left there.
 const VERSION: u32 = 1;
+
+/// Longest file of the directory that is read, in bytes: a note with a thousand addresses.
+const FILE_LEN_MAX: u64 = 64 * 1024;
 
 /// Bytes that the name of a Unix socket may have (`sun_path`, with its end).
 const SOCKET_PATH_LEN_MAX: usize = 107;
@@ -62,13 +67,24 @@ pub enum StateError {
         /// How long it may be.
         max: usize,
     },
-    /// Others could replace the files in the directory.
-    #[error("{path} can be written by other users (mode {mode:03o}); run: chmod 700 {path}")]
+    /// Others could read or replace the files in the directory.
+    #[error("{path} is open to other users (mode {mode:03o}); run: chmod 700 {path}")]
     Exposed {
         /// The directory.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+    },
+    /// Something else has the name of a file in the directory.
+    #[error(
+        "{path} is {other} where a plain file is expected, and is left as it is; remove it, or name another directory \
+         with: --state DIR"
+    )]
+    NotPlain {
+        /// The name.
+        path: PathBuf,
+        /// What it is.
+        other: &'static str,
     },
     /// A newer program wrote the directory.
     #[error(
@@ -108,6 +124,29 @@ pub enum StateError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+    },
+    /// The key file belongs to somebody else, who can change it and knows what is in it.
+    #[error(
+        "{path} belongs to user {owner}, and this process is user {user}; run this as that user, or if the key is yours: \
+         chown {user} {path}"
+    )]
+    KeyOwner {
+        /// The key file.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who runs this process.
+        user: u32,
+    },
+    /// Something else than a file was named as a key file.
+    #[error(
+        "{path} is {other} where a key file is expected, and is left as it is; remove it, or name another file"
+    )]
+    KeyNotPlain {
+        /// The name.
+        path: PathBuf,
+        /// What it is.
+        other: &'static str,
     },
     /// There is no key file where one was named.
     #[error("{path} does not exist; make a key with: ringwire keys generate {path}")]
@@ -242,7 +281,7 @@ impl State {
         };
         rustix::fs::access(place, Access::WRITE_OK | Access::EXEC_OK)
             .map_err(|error| io_error(action, place)(error.into()))?;
-        match key_file::read(&self.key_path()) {
+        match key_file::read_own(&self.key_path()) {
             Ok(key) => Ok(Some(key.public_key())),
             Err(StateError::KeyAbsent { .. }) => Ok(None),
             Err(error) => Err(error),
@@ -266,18 +305,15 @@ impl State {
         if metadata.uid() != user {
             return Err(StateError::Owner { path, owner: metadata.uid(), user });
         }
-        if metadata.mode() & 0o022 != 0 {
+        if metadata.mode() & 0o077 != 0 {
             return Err(StateError::Exposed { path, mode: metadata.mode() & 0o777 });
         }
         let path = self.directory.join("version");
-        match fs::read_to_string(&path) {
-            Ok(text) => match text.trim().parse() {
-                Ok(found) if found > VERSION => Err(StateError::Newer { path, found }),
-                Ok(_) => Ok(true),
-                Err(_) => Err(StateError::VersionMalformed { path }),
-            },
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(StateError::Io { action: "read", path, source }),
+        let Some(text) = read_plain(&path)? else { return Ok(false) };
+        match text.trim().parse() {
+            Ok(found) if found > VERSION => Err(StateError::Newer { path, found }),
+            Ok(_) => Ok(true),
+            Err(_) => Err(StateError::VersionMalformed { path }),
         }
     }
 
@@ -294,7 +330,7 @@ impl State {
     /// The server's secret key: read from `key`, or made and written there (mode 600) when the file is absent.
     pub fn key(&self) -> Result<SecretKey, StateError> {
         let path = self.key_path();
-        match key_file::read(&path) {
+        match key_file::read_own(&path) {
             Err(StateError::KeyAbsent { .. }) => {
                 self.create_directory()?;
                 key_file::create(&path)
@@ -319,13 +355,7 @@ impl State {
     /// Reads the note of a running server.
     pub fn read_note(&self) -> Result<ServerNote, StateError> {
         let path = self.note_path();
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(StateError::NoServer { path });
-            }
-            Err(source) => return Err(StateError::Io { action: "read", path, source }),
-        };
+        let Some(text) = read_plain(&path)? else { return Err(StateError::NoServer { path }) };
         serde_json::from_str(&text)
             .map_err(|error| StateError::NoteMalformed { path, reason: error.to_string() })
     }
@@ -350,14 +380,11 @@ impl State {
             .map_err(|source| StateError::Io { action: "create", path: self.directory.clone(), source })
     }
 
-    /// Writes beside the target and renames, so that a reader sees the old text or the new one.
+    /// Writes beside the target and renames, so that a reader sees the old text or the new one, also after a power failure.
     fn replace(&self, path: &Path, text: &[u8]) -> Result<(), StateError> {
         self.create_directory()?;
-        let beside = path.with_extension(format!("new.{}", std::process::id()));
-        let written = private_file(&beside, false).and_then(|mut file| {
-            file.write_all(text)?;
-            fs::rename(&beside, path)
-        });
+        let beside = beside(path);
+        let written = write_fresh(&beside, text).and_then(|()| fs::rename(&beside, path));
         written.map_err(|source| {
             fs::remove_file(&beside).ok();
             StateError::Io { action: "write", path: path.to_owned(), source }
@@ -370,16 +397,36 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Stat
     move |source| StateError::Io { action, path, source }
 }
 
-/// Opens a file that only its owner can read; `fresh` refuses one that exists.
-fn private_file(path: &Path, fresh: bool) -> io::Result<fs::File> {
-    let mut options = OpenOptions::new();
-    options.write(true).mode(0o600);
-    if fresh {
-        options.create_new(true);
-    } else {
-        options.create(true).truncate(true);
-    }
-    options.open(path)
+/// Where a file is written before it has its name.
+fn beside(path: &Path) -> PathBuf {
+    path.with_extension(format!("new.{}", std::process::id()))
+}
+
+/// Makes a file that only its owner can read, with this text, safe on the disk. What is left there of a process that had this
+/// one's number and died goes; anything that comes back meanwhile is refused.
+fn write_fresh(path: &Path, text: &[u8]) -> io::Result<()> {
+    fs::remove_file(path).ok();
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL;
+    let mut file = open_plain(path, flags, Mode::RUSR | Mode::WUSR).map_err(|error| match error {
+        PlainError::Io(error) => error,
+        PlainError::Other(_) => io::ErrorKind::AlreadyExists.into(),
+    })?;
+    file.write_all(text)?;
+    file.sync_all()
+}
+
+/// The text of a file in the directory; none: there is no such file. One that is too long or no text reads as nothing that
+/// makes sense, and its reader says so.
+fn read_plain(path: &Path) -> Result<Option<String>, StateError> {
+    let file = match open_plain(path, OFlags::RDONLY, Mode::empty()) {
+        Ok(file) => file,
+        Err(PlainError::Other(other)) => return Err(StateError::NotPlain { path: path.to_owned(), other }),
+        Err(PlainError::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(PlainError::Io(error)) => return Err(io_error("read", path)(error)),
+    };
+    let mut text = Vec::new();
+    file.take(FILE_LEN_MAX).read_to_end(&mut text).map_err(io_error("read", path))?;
+    Ok(Some(String::from_utf8_lossy(&text).into_owned()))
 }
 
 #[cfg(test)]
@@ -479,16 +526,68 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_can_write_is_refused_with_the_cure() {
+    fn a_directory_that_others_can_enter_is_refused_with_the_cure() {
         let (_directory, state) = state();
         state.prepare().unwrap();
-        for exposed in [0o770, 0o707, 0o777] {
+        for exposed in [0o750, 0o755, 0o701, 0o710, 0o770, 0o707, 0o777] {
             fs::set_permissions(state.directory(), fs::Permissions::from_mode(exposed)).unwrap();
             let text = state.prepare().unwrap_err().to_string();
             assert!(text.contains(&format!("chmod 700 {}", state.directory().display())), "{text}");
         }
-        fs::set_permissions(state.directory(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(state.directory(), fs::Permissions::from_mode(0o700)).unwrap();
         state.prepare().unwrap();
+    }
+
+    #[test]
+    fn what_is_no_plain_file_is_refused_at_once_whichever_file_it_is() {
+        let (_directory, state) = state();
+        state.prepare().unwrap();
+        let target = state.directory().join("target");
+        for name in ["key", "version", "server.json", "lock"] {
+            let path = state.directory().join(name);
+            let refused = |what: &str| {
+                let error = match name {
+                    "key" => state.key().err().map(|error| error.to_string()),
+                    "version" => state.prepare().err().map(|error| error.to_string()),
+                    "lock" => lock::Lock::take(&state).err().map(|error| error.to_string()),
+                    _ => state.read_note().err().map(|error| error.to_string()),
+                };
+                let error = error.unwrap();
+                assert!(error.contains(what) && error.contains(&*path.to_string_lossy()), "{name}: {error}");
+            };
+            fs::remove_file(&path).ok();
+            rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+            refused("a FIFO");
+            fs::remove_file(&path).unwrap();
+            let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            refused("a socket");
+            fs::remove_file(&path).unwrap();
+            fs::write(&target, "somebody's").unwrap();
+            std::os::unix::fs::symlink(&target, &path).unwrap();
+            refused("a symbolic link");
+            assert_eq!(fs::read_to_string(&target).unwrap(), "somebody's", "{name}");
+            fs::remove_file(&path).unwrap();
+            if name == "version" {
+                state.prepare().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_of_somebody_else_is_refused() {
+        if !rustix::process::geteuid().is_root() {
+            // Only root can give a file away.
+            return;
+        }
+        let (_directory, state) = state();
+        state.key().unwrap();
+        std::os::unix::fs::chown(state.key_path(), Some(12_345), None).unwrap();
+        for error in [state.key().err().unwrap(), state.look().err().unwrap()] {
+            let text = error.to_string();
+            assert!(text.contains("user 12345") && text.contains("chown 0"), "{text}");
+        }
+        // To look at, it is a key like another.
+        assert!(key_file::read(&state.key_path()).is_ok());
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 fn ringwire(arguments: &[&str]) -> Output {
-    let state = tempfile::tempdir().unwrap();
+    let state =
+        tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o700)).tempdir().unwrap();
     Command::new(env!("CARGO_BIN_EXE_ringwire"))
         .args(arguments)
         .env("RINGWIRE_STATE", state.path())

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -27,6 +28,7 @@ use ringwire_ipc::socket::{
 };
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
+use rustix::process::{Pid, Resource, Rlimit, Signal};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -44,6 +46,7 @@ impl Drop for Plane {
 }
 
 fn spawn(state: &Path, arguments: &[&str]) -> Child {
+    common::process::private(state);
     Command::new(env!("CARGO_BIN_EXE_ringwire"))
         .args(["dataplane", "--state"])
         .arg(state)
@@ -380,9 +383,53 @@ fn each_worker_has_a_channel_and_events_missed_of_one_cost_the_others_none() {
     assert!(halved <= budget / 2 && halved + 3 >= budget / 2, "{budget}, then {halved}");
 }
 
+/// Raises or lowers a soft limit of another process of ours.
+fn limit(pid: u32, resource: Resource, current: impl FnOnce(Option<u64>) -> Option<u64>) {
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let name = if resource == Resource::Core { "Max core file size" } else { "Max open files" };
+    let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    let maximum = line.split_whitespace().nth(1).unwrap().parse().ok();
+    let limit = Rlimit { current: current(maximum), maximum };
+    rustix::process::prlimit(Pid::from_raw(pid as i32), resource, limit).unwrap();
+}
+
+#[test]
+fn no_core_file_gets_the_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let aborted = |mut child: Child| {
+        rustix::process::kill_process(Pid::from_child(&child), Signal::ABORT).unwrap();
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(Signal::ABORT.as_raw()));
+        status.core_dumped()
+    };
+    // Whether this machine makes core files at all; where it does not, there is nothing to be seen here.
+    let other = Command::new("sleep").arg("60").current_dir(directory.path()).spawn().unwrap();
+    limit(other.id(), Resource::Core, |most| most);
+    let dumps_here = aborted(other);
+    let (mut plane, _, _client) = serving(&[], &Configuration::default());
+    let soft = std::fs::read_to_string(format!("/proc/{}/limits", plane.child.id())).unwrap();
+    let soft = soft.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(soft.split_whitespace().next(), Some("0"));
+    // Somebody raises the limit from outside: also then.
+    limit(plane.child.id(), Resource::Core, |most| most);
+    let child = std::mem::replace(&mut plane.child, Command::new("true").spawn().unwrap());
+    assert!(!aborted(child), "a core file with the key in it (others are made here: {dumps_here})");
+}
+
 #[test]
 fn attaches_leave_nothing_behind() {
     let (plane, _, mut client) = serving(&[], &Configuration::default());
+    if std::fs::read_dir(format!("/proc/{}/fd", plane.child.id())).is_err() {
+        // Nobody but root looks into a process that has a key. A bound on descriptors, lower than what would be left, says it too.
+        limit(plane.child.id(), Resource::Nofile, |_| Some(256));
+        for _ in 0..200 {
+            let _control = attach(&mut client);
+        }
+        for _ in 0..100 {
+            let _control = attach(&mut plane.talk());
+        }
+        return;
+    }
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", plane.child.id())).unwrap().count();
     let settled = |most: usize| {
         let deadline = Instant::now() + TIMEOUT;

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 use std::fs::OpenOptions;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -106,7 +108,7 @@ fn doctor_and_check_change_nothing_in_the_state_directory() {
     assert_eq!((&report["good"], &report["state"]["public_key"]), (&Value::Bool(true), &Value::Null));
 
     // With a key in it, it is that key.
-    std::fs::create_dir_all(&state).unwrap();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&state).unwrap();
     let key = String::from_utf8(run(&["keys", "generate", &format!("{state}/key")]).stdout).unwrap();
     let (level, found) = state_finding(&run(&["doctor", "--json", "--state", &state]));
     assert!(level == "good" && found.ends_with(key.trim()), "{level} {found}");
@@ -165,4 +167,186 @@ fn files_that_cannot_be_had_are_told_with_what_helps() {
     let output = run(&["dmsg", "serve", "--dir", &absent, "--server", server]);
     let text = errors(&output);
     assert!(output.status.code() == Some(1) && text.contains("name a directory"), "{text}");
+}
+
+/// A child process that does not outlive the test.
+struct Process(std::process::Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// The first line it prints: that it is ready.
+fn ready(child: &mut Process) -> String {
+    let mut ready = String::new();
+    BufReader::new(child.0.stdout.take().unwrap()).read_line(&mut ready).unwrap();
+    ready
+}
+
+/// `ringwire` behind words of the shell that set a limit.
+fn limited(limit: &str, words: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.env_clear().args(["-c", &format!("{limit}; exec \"$0\" \"$@\"")]);
+    command.arg(env!("CARGO_BIN_EXE_ringwire")).args(words);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn a_limit_of_file_sizes_is_raised_where_it_can_be_and_else_named_with_its_cure() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = path(&directory, "state");
+    let run = ["run", "--json", "--state", &state, "--listen", "127.0.0.1:0", "--orphan-limit", "1"];
+    // Some tens of KiB: files of the state directory fit, the planes' shared memory does not.
+    let output = limited("ulimit -f 100", &run).output().unwrap();
+    let text = errors(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("ulimit -f") && text.contains("File too large"), "{text}");
+    assert!(!text.contains("closed the connection"), "{text}");
+    // A soft one is ours to raise.
+    let mut child = Process(limited("ulimit -S -f 100", &run).spawn().unwrap());
+    let ready = ready(&mut child);
+    assert!(ready.contains(r#""event":"ready""#), "{ready}");
+    assert!(self::run(&["stop", "--state", &state]).status.success());
+    assert!(child.0.wait().unwrap().success());
+}
+
+#[test]
+fn a_key_that_finds_no_room_leaves_nothing_that_looks_like_a_lost_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let key = path(&directory, "a.key");
+    let names = || std::fs::read_dir(directory.path()).unwrap().count();
+    let output = limited("ulimit -f 0", &["keys", "generate", &key]).output().unwrap();
+    let text = errors(&output);
+    assert!(output.status.code() == Some(1) && text.contains("a.key: File too large"), "{text}");
+    assert_eq!(names(), 0, "nothing is left of it");
+    assert!(run(&["keys", "generate", &key]).status.success());
+}
+
+/// What a command says that is given this as its standard input.
+fn fed(input: &str, words: &[&str]) -> std::process::Child {
+    let mut child = ringwire(words).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child
+}
+
+#[test]
+fn a_configuration_may_come_through_a_pipe_and_is_read_once() {
+    let vector: Value = serde_json::from_str(include_str!("vectors/dmsg-server-config-2024.json")).unwrap();
+    let go = vector["default_config_file_utf8"].as_str().unwrap();
+    let mut go: Value = serde_json::from_str(go).unwrap();
+    let key = go["public_key"].as_str().unwrap().to_owned();
+    for (name, value) in
+        [("local_address", "127.0.0.1:0"), ("health_endpoint_address", ""), ("discovery", "")]
+    {
+        go[name] = value.into();
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let state = path(&directory, "state");
+    let words = [
+        "run",
+        "--json",
+        "--state",
+        &state,
+        "--config",
+        "/dev/stdin",
+        "--orphan-limit",
+        "1",
+        "--listen",
+        "127.0.0.1:0",
+    ];
+    let mut child = Process(fed(&go.to_string(), &words));
+    let ready: Value = serde_json::from_str(&ready(&mut child)).unwrap_or_default();
+    assert_eq!(ready["public_key"], key, "the identity is that of the file");
+    assert!(!Path::new(&format!("{state}/key")).exists(), "and no other was made");
+    assert!(run(&["stop", "--state", &state]).status.success());
+    assert!(child.0.wait().unwrap().success());
+
+    for words in [&words[..], &["check", "--config", "/dev/stdin"], &["doctor", "--config", "/dev/stdin"]] {
+        for nothing in ["", " \n"] {
+            let output = fed(nothing, words).wait_with_output().unwrap();
+            let text = errors(&output);
+            assert!(
+                output.status.code() == Some(1) && text.contains("/dev/stdin is empty"),
+                "{words:?}: {text}"
+            );
+        }
+    }
+    let output = run(&["check", "--config", "/dev/zero"]);
+    assert!(errors(&output).contains("more than any configuration"), "{}", errors(&output));
+}
+
+#[test]
+fn what_is_no_file_in_the_state_directory_is_refused_by_every_command_that_meets_it() {
+    use rustix::fs::{CWD, Mode, mkfifoat};
+    let directory = tempfile::tempdir().unwrap();
+    let state = path(&directory, "state");
+    assert!(run(&["check", "--state", &state]).status.success());
+    std::fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+    let target = path(&directory, "somebody's");
+    std::fs::write(&target, "text").unwrap();
+    let starts: [&[&str]; 2] = [
+        &["run", "--state", &state, "--listen", "127.0.0.1:0"],
+        &["dataplane", "--state", &state, "--start-within", "1"],
+    ];
+    let check = ["check", "--state", &state];
+    let cases: [(&str, &[&[&str]]); 4] = [
+        ("version", &[starts[0], starts[1], &check]),
+        ("key", &[starts[0], &check]),
+        ("lock", &[starts[0]]),
+        // The data plane's messages are the control plane's.
+        ("dataplane.lock", &[starts[0], starts[1]]),
+    ];
+    for (name, commands) in cases {
+        let there = format!("{state}/{name}");
+        for words in commands {
+            std::fs::remove_file(&there).ok();
+            mkfifoat(CWD, &there, Mode::RUSR | Mode::WUSR).unwrap();
+            let text = errors(&run(words));
+            assert!(text.contains("FIFO") && text.contains(&there), "{words:?}: {text}");
+            std::fs::remove_file(&there).unwrap();
+            std::os::unix::fs::symlink(&target, &there).unwrap();
+            let text = errors(&run(words));
+            assert!(text.contains("symbolic link") && text.contains(&there), "{words:?}: {text}");
+            assert_eq!(std::fs::read_to_string(&target).unwrap(), "text", "{words:?}");
+        }
+        std::fs::remove_file(&there).unwrap();
+    }
+    // Those that only look for a server or for a key.
+    for (name, words) in [
+        ("server.json", &["bench", "bridge", "--state", &state][..]),
+        ("key", &["keys", "show", "--state", &state]),
+    ] {
+        let there = format!("{state}/{name}");
+        std::fs::remove_file(&there).ok();
+        mkfifoat(CWD, &there, Mode::RUSR | Mode::WUSR).unwrap();
+        let text = errors(&run(words));
+        assert!(text.contains("FIFO") && text.contains(&there), "{words:?}: {text}");
+    }
+}
+
+#[test]
+fn a_state_directory_that_others_can_enter_is_refused_by_both_planes() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = path(&directory, "state");
+    for mode in [0o750, 0o755] {
+        std::fs::DirBuilder::new().mode(mode).create(&state).unwrap();
+        for words in [
+            &["run", "--state", &state, "--listen", "127.0.0.1:0"][..],
+            &["dataplane", "--state", &state, "--start-within", "1"],
+            &["check", "--state", &state],
+        ] {
+            let output = run(words);
+            let text = errors(&output);
+            assert_eq!(output.status.code(), Some(1), "{words:?}: {text}");
+            assert!(
+                text.contains(&format!("{mode:o}")) && text.contains(&format!("chmod 700 {state}")),
+                "{text}"
+            );
+        }
+        std::fs::remove_dir(&state).unwrap();
+    }
 }

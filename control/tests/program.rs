@@ -5,7 +5,7 @@ mod common;
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use common::process::{Planes, is_alive, json_of as json, ringwire, send, until};
 use rustix::process::Signal;
@@ -127,6 +127,7 @@ fn the_ready_text_says_what_to_type_next() {
     while !shown.contains("Ctrl-C") {
         assert!(reader.read_line(&mut shown).unwrap() > 0, "{shown}");
     }
+    assert!(shown.contains("for this machine only"), "{shown}");
     let next = format!("ringwire bench bridge --state {}", state.path().display());
     assert!(shown.contains(&next), "{shown}");
     send(server.0.id(), Signal::INT);
@@ -153,6 +154,7 @@ fn a_start_that_fails_late_leaves_no_data_plane_behind() {
     let state = directory.path().join("state of one");
     // The note cannot be written, as on a full disk: by then the data plane serves.
     std::fs::create_dir_all(state.join("server.json").join("in the way")).unwrap();
+    std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o700)).unwrap();
     let output = ringwire(&state).args(["run", "--listen", "127.0.0.1:0"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let error = text(&output.stderr);
@@ -214,4 +216,28 @@ fn a_server_that_dies_during_a_run_fails_the_run() {
     let report: Value = serde_json::from_str(&shown).unwrap();
     assert_eq!(report["verified"], false, "{report}");
     assert!(!report["errors"].as_array().unwrap().is_empty(), "{report}");
+}
+
+#[test]
+fn a_data_plane_comes_back_although_the_programs_file_is_gone() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (file, state) = (directory.path().join("ringwire"), directory.path().join("s"));
+    // Another name of the same file, or a copy where that cannot be.
+    std::fs::hard_link(env!("CARGO_BIN_EXE_ringwire"), &file)
+        .or_else(|_| std::fs::copy(env!("CARGO_BIN_EXE_ringwire"), &file).map(drop))
+        .unwrap();
+    let arguments = ["--listen", "127.0.0.1:0", "--orphan-limit", "60"];
+    let server = Planes::try_start_of(Command::new(&file), &state, &arguments).unwrap();
+    let name = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+    assert_eq!(name(server.dataplane_pid), "ringwire\n", "people look for it by its name");
+    std::fs::remove_file(&file).unwrap();
+    std::fs::write(&file, "a newer one").unwrap();
+    send(server.dataplane_pid, Signal::KILL);
+    let mut noted = server.dataplane_pid;
+    until("another one is noted", || {
+        noted = server.noted_dataplane().unwrap_or(noted);
+        noted != server.dataplane_pid
+    });
+    assert!(is_alive(noted));
+    assert_eq!(name(noted), "ringwire\n");
 }

@@ -29,6 +29,8 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    // Started by the kernel's name for the program, it would be called `exe` in lists of processes.
+    rustix::thread::set_name(c"ringwire").ok();
     let state = State::locate(arguments.state)?;
     state.prepare()?;
     let options = ProcessOptions {

@@ -127,6 +127,8 @@ impl From<HybridChoice> for Hybrid {
 
 /// Parses the arguments, does what they say, and reports failures on the error output.
 pub fn main() -> ExitCode {
+    // Before there is anything to hide.
+    ringwire_dataplane::process::shield();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(message) => {
@@ -135,13 +137,17 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if message.use_stderr() { 2 } else { 0 });
         }
     };
-    let named = match &arguments.command {
-        Command::Run(arguments) => arguments.log_filter(),
+    // A configuration is read once: one that comes through a pipe is there only once.
+    let settings = match &arguments.command {
+        Command::Run(arguments) => Some(arguments.settings()),
         _ => None,
     };
+    let named = settings.as_ref().and_then(|settings| settings.as_ref().ok()?.log.clone());
     let _log = start_log(matches!(arguments.command, Command::Dataplane(_)), named);
     let result = match arguments.command {
-        Command::Run(arguments) => run::run(&arguments),
+        Command::Run(arguments) => settings
+            .unwrap_or_else(|| arguments.settings())
+            .and_then(|settings| run::run(&arguments, &settings)),
         Command::Dataplane(arguments) => dataplane::run(arguments),
         Command::Status(arguments) => show::status(&arguments),
         Command::Show(what) => show::show(&what),

@@ -29,6 +29,10 @@ use crate::supervise::LOG_VARIABLE;
 use crate::supervise::settings::Settings;
 use crate::supervise::{self, End, Plane, PlaneStatus, Wanted};
 
+/// The program that this process runs, by the kernel's own reference to it: it is there also when the file was deleted or
+/// replaced, and a data plane of this build is what this control plane can attach to.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ringwire run                                      on 127.0.0.1:8081, for a first try
@@ -114,29 +118,28 @@ struct Ready<'a> {
     dataplane_pid: u32,
 }
 
-pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: &Arguments, settings: &File) -> anyhow::Result<ExitCode> {
     // Sockets and files of this process are its user's alone from their first moment on.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     let state = State::locate(arguments.state.clone())?;
     state.prepare()?;
     let _lock = Lock::take(&state)?;
     let runtime = runtime(Some(2))?;
-    let code = runtime.block_on(serve(arguments, &state));
+    let code = runtime.block_on(serve(arguments, settings, &state));
     // What still blocks has its own deadline, and nobody waits for it.
     runtime.shutdown_background();
     code
 }
 
-async fn serve(arguments: &Arguments, state: &State) -> anyhow::Result<ExitCode> {
+async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow::Result<ExitCode> {
     // Before anything runs: a signal from then on must end it in order.
     let mut signals = Signals::new().map_err(|error| anyhow!("cannot take signals: {error}"))?;
     let systemd = Systemd::from_environment();
-    let settings = arguments.settings()?;
-    let wanted = arguments.wanted(&settings, state)?;
+    let wanted = arguments.wanted(settings, state)?;
     let key = wanted.key.clone();
     let public_key = key.public_key().to_string();
     // Listeners and settings first: a data plane is not started for a mistyped flag.
-    let settings = ServiceSettings::from(&settings);
+    let settings = ServiceSettings::from(settings);
     let prepared = Prepared::new(settings, wanted.settings.listen(), state).await?;
     let (plane, mut supervision) = supervise::start(wanted).await?;
     let services = match prepared.start(state, key, &plane).await {
@@ -220,13 +223,8 @@ async fn end_supervision(plane: &Plane, end: End, signals: &mut Signals) -> anyh
 }
 
 impl Arguments {
-    /// The log filter that the configuration names; a file that does not read is reported when it is needed.
-    pub(super) fn log_filter(&self) -> Option<String> {
-        self.settings().ok()?.log
-    }
-
-    /// The settings of the file, and those of the flags over them.
-    fn settings(&self) -> anyhow::Result<File> {
+    /// The settings of the file, and those of the flags over them. To be asked for once: the file may be a pipe.
+    pub(super) fn settings(&self) -> anyhow::Result<File> {
         let file = match &self.config {
             Some(path) => File::read(path)?,
             None => File::default(),
@@ -267,15 +265,7 @@ impl Arguments {
                 .as_ref()
                 .map(|networks| networks.iter().map(ToString::to_string).collect()),
         };
-        let program =
-            if self.no_spawn {
-                None
-            } else {
-                let program = std::env::current_exe();
-                Some(program.map_err(|error| {
-                    anyhow!("cannot find the program to start as the data plane: {error}")
-                })?)
-            };
+        let program = (!self.no_spawn).then(|| PathBuf::from(OWN_PROGRAM));
         // A Go server's file carries its key: whoever names the file wants to be that server.
         let key = match &file.secret_key {
             Some(key) => key.secret().clone(),

@@ -9,6 +9,7 @@ mod go;
 mod value;
 
 use std::fs;
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -111,12 +112,21 @@ pub enum ConfigError {
         error: std::io::Error,
     },
     /// The file is far too long.
-    #[error("{path} has {len} bytes, more than any configuration: name another file with --config")]
+    #[error(
+        "{path} has more than {FILE_LEN_MAX} bytes, more than any configuration: name another file with --config"
+    )]
     TooLong {
         /// Which.
         path: PathBuf,
-        /// Its length.
-        len: u64,
+    },
+    /// There is nothing in the file: it was not written, or somebody else has read it.
+    #[error(
+        "{path} is empty. Name another file with --config, or leave the flag out (and RINGWIRE_CONFIG) to start without \
+         one; what is empty on purpose holds a comment: # nothing"
+    )]
+    Empty {
+        /// Which.
+        path: PathBuf,
     },
     /// A line is wrong.
     #[error("{path}:{line}:{column}: {message}. {cure}")]
@@ -159,11 +169,19 @@ impl File {
     /// What is wrong, where, and what to do.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let unreadable = |error| ConfigError::Unreadable { path: path.to_owned(), error };
-        let metadata = fs::metadata(path).map_err(unreadable)?;
-        if metadata.len() > FILE_LEN_MAX {
-            return Err(ConfigError::TooLong { path: path.to_owned(), len: metadata.len() });
+        let opened = fs::File::open(path).map_err(unreadable)?;
+        // Of what was opened: a pipe, and it may have another name's mode.
+        let metadata = opened.metadata().map_err(unreadable)?;
+        // Of its final size from the start where that is known: growing would leave copies of a key behind.
+        let len = metadata.len().min(FILE_LEN_MAX) as usize + 1;
+        let mut text = zeroize::Zeroizing::new(String::with_capacity(len));
+        opened.take(FILE_LEN_MAX + 1).read_to_string(&mut text).map_err(unreadable)?;
+        if text.len() as u64 > FILE_LEN_MAX {
+            return Err(ConfigError::TooLong { path: path.to_owned() });
         }
-        let text = zeroize::Zeroizing::new(fs::read_to_string(path).map_err(unreadable)?);
+        if text.trim().is_empty() {
+            return Err(ConfigError::Empty { path: path.to_owned() });
+        }
         let file = if text.trim_start().starts_with('{') {
             let file = go::parse(path, &text)?;
             let mode = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o777;
@@ -338,7 +356,7 @@ mod tests {
         assert_eq!(file.sessions_per_address, Some(20));
         assert_eq!(file.proxy_from.unwrap()[1].to_string(), "2001:db8::/32");
         assert_eq!(file.log.as_deref(), Some("info"));
-        assert_eq!(read("").unwrap(), File::default());
+        assert_eq!(read("# nothing").unwrap(), File::default());
         let embedded = read("discovery_listen = \"127.0.0.1:9090\"").unwrap();
         assert_eq!(embedded.discovery_listen.unwrap().port(), 9090);
     }

@@ -3,13 +3,13 @@
 //! In: `STATE/lock`. Out: a [`Lock`] that lasts as long as the value, or the holder. The lock is the kernel's (`flock`),
 //! so that it ends with the process that holds it, however that ends; the file's text only names the holder.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FlockOperation, flock};
+use ringwire_dataplane::process::{PlainError, open_plain};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use super::{State, StateError};
@@ -61,14 +61,12 @@ impl Lock {
             move |source| StateError::Io { action, path, source }
         };
         // Not truncated: the text is the holder's until the lock is ours.
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("open"))?;
+        let opened = open_plain(&path, OFlags::RDWR | OFlags::CREATE, Mode::RUSR | Mode::WUSR);
+        let mut file = match opened {
+            Ok(file) => file,
+            Err(PlainError::Other(other)) => return Err(StateError::NotPlain { path, other }),
+            Err(PlainError::Io(error)) => return Err(failed("open")(error)),
+        };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(rustix::io::Errno::WOULDBLOCK) => return Err(locked(path, &mut file)),

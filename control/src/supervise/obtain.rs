@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -171,6 +172,8 @@ impl Started {
     fn bring_up(&mut self, wanted: &Wanted) -> Result<Client, ObtainError> {
         if let Some(program) = &wanted.program {
             let child = Command::new(program)
+                // For those who list processes: the path may be the kernel's name for it.
+                .arg0("ringwire")
                 .arg("dataplane")
                 .arg("--state")
                 .arg(wanted.state.directory())

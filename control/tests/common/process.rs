@@ -1,6 +1,7 @@
 //! Both planes as processes, as people run them, and the end of both with the test.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -41,7 +42,12 @@ impl Planes {
 
     /// `ringwire run` with these arguments alone; what it says if it is not ready.
     pub fn try_start(state: &Path, arguments: &[&str]) -> Result<Self, String> {
-        let mut command = ringwire(state);
+        Self::try_start_of(Command::new(env!("CARGO_BIN_EXE_ringwire")), state, arguments)
+    }
+
+    /// The same with another command than the program itself.
+    pub fn try_start_of(mut command: Command, state: &Path, arguments: &[&str]) -> Result<Self, String> {
+        on_state(&mut command, state);
         command.args(["run", "--json"]).args(arguments).stdout(Stdio::piped());
         let mut control = command.spawn().unwrap();
         let mut line = String::new();
@@ -108,11 +114,22 @@ impl Planes {
     }
 }
 
+/// What is made for a test is open to everybody as far as the umask allows; a state directory must not be.
+pub fn private(state: &Path) {
+    // One that is not there yet is made private by the program.
+    std::fs::set_permissions(state, std::fs::Permissions::from_mode(0o700)).ok();
+}
+
 /// The program on this state directory.
 pub fn ringwire(state: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ringwire"));
-    command.env("RINGWIRE_STATE", state).env_remove("RINGWIRE_LOG").stdin(Stdio::null());
+    on_state(&mut command, state);
     command
+}
+
+fn on_state(command: &mut Command, state: &Path) {
+    private(state);
+    command.env("RINGWIRE_STATE", state).env_remove("RINGWIRE_LOG").stdin(Stdio::null());
 }
 
 /// A command that succeeds, and the JSON it prints.

@@ -68,7 +68,7 @@ unsafe impl Body for CounterPage {
 #[derive(Debug, thiserror::Error)]
 pub enum RegionError {
     /// The kernel refused a step of making or mapping one.
-    #[error("cannot {step} shared memory: {error}")]
+    #[error("cannot {step} shared memory: {error}. {}", cure(.error))]
     Kernel {
         /// What was tried.
         step: &'static str,
@@ -104,6 +104,17 @@ pub enum RegionError {
         /// What it should say.
         expected: u64,
     },
+}
+
+/// What helps when the kernel refuses. Memory files count as files: also against the limit on their size.
+fn cure(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw_os_error) {
+        Some(Errno::FBIG) => "Raise the limit of file sizes (`ulimit -f unlimited`, `LimitFSIZE=` in a unit)",
+        Some(Errno::MFILE) => "Raise the limit of open files (`ulimit -n`)",
+        Some(Errno::NFILE) => "Raise the machine's limit of open files (`sysctl fs.file-max`)",
+        Some(Errno::NOMEM | Errno::NOSPC) => "Give it more memory, or address space (`ulimit -v`)",
+        _ => "Shared memory is what memfd_create(2), ftruncate(2) and mmap(2) make: see what forbids them",
+    }
 }
 
 fn kernel(step: &'static str) -> impl FnOnce(Errno) -> RegionError {

@@ -12,10 +12,13 @@
 
 mod configuration;
 mod lifetime;
+mod plain;
 mod plane;
 mod service;
+mod shield;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -30,13 +33,18 @@ use rustix::process::{Pid, umask};
 
 pub use configuration::{Configuration, ConfigurationError};
 use lifetime::Signals;
+pub use plain::{PlainError, open_named, open_plain};
 use plane::Plane;
+pub use shield::shield;
 
 /// The socket's file in the state directory.
 pub const SOCKET_NAME: &str = "dataplane.sock";
 
 /// The file that a living data plane holds locked; says which process it is.
 const LOCK_NAME: &str = "dataplane.lock";
+
+/// Longest text of the lock's holder that is read, in bytes: a number.
+const HOLDER_LEN_MAX: u64 = 64;
 
 /// Conversations at a time: the control plane's and those of a few commands.
 const CONVERSATIONS_MAX: usize = 16;
@@ -87,6 +95,16 @@ pub enum ProcessError {
         path: String,
         /// What the kernel said.
         error: io::Error,
+    },
+    /// Something else has the name of a file of the state directory.
+    #[error(
+        "{path} is {other} where a plain file is expected. It is left as it is: remove it, or choose another state directory with --state"
+    )]
+    NotPlain {
+        /// Which.
+        path: String,
+        /// What it is.
+        other: &'static str,
     },
     /// Signals cannot be taken.
     #[error("cannot take signals: {0}")]
@@ -175,28 +193,31 @@ fn serve(
 }
 
 /// The lock that one living data plane per state directory holds. The kernel gives it back however the process ends.
-fn lock(state: &Path) -> Result<rustix::fd::OwnedFd, ProcessError> {
+fn lock(state: &Path) -> Result<File, ProcessError> {
     let path = state.join(LOCK_NAME);
-    let file = |error: rustix::io::Errno| ProcessError::File {
-        path: path.display().to_string(),
-        error: error.into(),
-    };
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
-    let descriptor = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).map_err(file)?;
-    match flock(&descriptor, FlockOperation::NonBlockingLockExclusive) {
+    let display = || path.display().to_string();
+    let file = |error| ProcessError::File { path: display(), error };
+    let flags = OFlags::RDWR | OFlags::CREATE;
+    let mut lock = open_plain(&path, flags, Mode::RUSR | Mode::WUSR).map_err(|error| match error {
+        PlainError::Other(other) => ProcessError::NotPlain { path: display(), other },
+        PlainError::Io(error) => file(error),
+    })?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            let holder = std::fs::read_to_string(&path).unwrap_or_default();
+            let mut holder = String::new();
+            // One that cannot be read is a holder all the same.
+            let _ = lock.take(HOLDER_LEN_MAX).read_to_string(&mut holder);
             return Err(ProcessError::Taken {
                 state: state.display().to_string(),
                 holder: holder.trim().to_owned(),
             });
         }
-        Err(error) => return Err(file(error)),
+        Err(error) => return Err(file(error.into())),
     }
-    rustix::fs::ftruncate(&descriptor, 0).map_err(file)?;
-    rustix::io::pwrite(&descriptor, format!("{}\n", std::process::id()).as_bytes(), 0).map_err(file)?;
-    Ok(descriptor)
+    lock.set_len(0).map_err(file)?;
+    writeln!(lock, "{}", std::process::id()).map_err(file)?;
+    Ok(lock)
 }
 
 /// Listens on the socket; what is left of a former data plane goes (the lock says that it is dead).

@@ -9,7 +9,7 @@ use ringwire_proto::identity::SecretKey;
 use socket2::Socket;
 
 use super::configuration::Configuration;
-use crate::server::{Server, StopError, WorkerDescriptors};
+use crate::server::{AttachError, Server, StopError, WorkerDescriptors};
 
 /// See the module's head. Held for the time of one request at most.
 #[derive(Debug, Default)]
@@ -162,11 +162,14 @@ impl State {
         let Some(serving) = &self.serving else { return Err(not_started()) };
         let epoch = self.epoch + 1;
         let (bell, descriptors) = serving.server.attach(epoch).map_err(|error| {
-            refused(
-                Refusal::Stuck,
-                error.to_string(),
-                "Look at the data plane's log; stop it with `ringwire stop`.",
-            )
+            // What the kernel refuses comes with its own cure.
+            let (refusal, cure) = match &error {
+                AttachError::Stuck(_) => {
+                    (Refusal::Stuck, "Look at the data plane's log; stop it with `ringwire stop`.")
+                }
+                AttachError::Region(_) | AttachError::Bell(_) => (Refusal::Other, "Nothing was attached."),
+            };
+            refused(refusal, error.to_string(), cure)
         })?;
         if let Some(former) = self.attached {
             tracing::info!(former = former.pid, "another control plane takes over");
