@@ -7,13 +7,15 @@ use crate::measure::{Measurement, Settings, measure, two_cores, verify};
 use crate::relay::{Relay, epoll_copy, haproxy, ringwire, splice, tokio_copy, uring_copy};
 use crate::report::{Header, Report, Row, VerifiedRow};
 use crate::workload::{Bulk, Workload, select};
-use crate::{cpu, micro, ping, sessions};
+use crate::{cpu, flood, micro, ping, sessions};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use ringwire_dataplane::DriverChoice;
+use std::ffi::OsString;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::Command as Program;
 use std::time::Duration;
 
@@ -35,6 +37,23 @@ enum Command {
     Sessions(sessions::Arguments),
     /// Instructions of the worker for each thing it does, counted by callgrind.
     Micro(micro::Arguments),
+    /// Attacks on the real server, and how an honest client fares beside them.
+    ///
+    /// Status 0: all targets were met, 1: one was missed or something could not be measured, 2: not understood.
+    Flood(flood::Arguments),
+    /// One attack.
+    #[command(hide = true)]
+    FloodAttack { name: String },
+    /// The server under attack.
+    #[command(hide = true)]
+    FloodServer {
+        #[arg(long)]
+        binary: Option<PathBuf>,
+        #[arg(long)]
+        descriptors: Option<u64>,
+        #[arg(last = true)]
+        arguments: Vec<OsString>,
+    },
     /// One counted run.
     #[command(hide = true)]
     MicroRow {
@@ -138,6 +157,14 @@ pub fn run() -> Result<()> {
         Command::Relay(arguments) => relay(&arguments),
         Command::Sessions(arguments) => sessions::run(&arguments),
         Command::Micro(arguments) => micro::run(&arguments),
+        Command::Flood(arguments) => flood::run(&arguments),
+        Command::FloodAttack { name } => {
+            end_with_parent()?;
+            flood::attack::run(&name)
+        }
+        Command::FloodServer { binary, descriptors, arguments } => {
+            flood::server::become_server(binary.as_deref(), descriptors, &arguments)
+        }
         Command::MicroRow { row, count } => micro::Row::named(&row)?.run(count),
         Command::RelayTokio { buffer, sink, core } => {
             become_relay(core)?;

@@ -1,5 +1,6 @@
 //! Measurements: against peers in the same run (`cargo xtask bench relay`), of sessions and streams by themselves
-//! (`bench sessions`, module [`sessions`]), and in instructions (`bench micro`, module [`micro`]).
+//! (`bench sessions`, module [`sessions`]), in instructions (`bench micro`, module [`micro`]), and under attack
+//! (`cargo xtask flood`, module [`flood`]).
 //!
 //! Modules of `bench relay` in the order in which a run goes:
 //!
@@ -20,6 +21,7 @@
 
 pub mod command;
 pub mod cpu;
+pub mod flood;
 pub mod frames;
 pub mod generator;
 pub mod link;

@@ -1,4 +1,4 @@
-//! The program behind `cargo xtask bench`; see the library for what it does.
+//! The program behind `cargo xtask bench` and `cargo xtask flood`; see the library for what it does.
 
 use ringwire_benches::micro::NoValgrind;
 use std::process::ExitCode;
@@ -8,6 +8,10 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // The server under attack is the real one, out of the same build.
+    if std::env::var_os(ringwire_benches::flood::server::AS_SERVER).is_some() {
+        return ringwire::cli::main();
+    }
     match ringwire_benches::command::run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -80,21 +80,7 @@ impl RawSession {
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         socket.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-        let mut handshake =
-            Handshake::new(Pattern::Xk, Role::Initiator, local, Some(server), Hybrid::Off, &mut OsEntropy)?;
-        write_handshake(&mut handshake, &mut socket)?;
-        let mut reader = FrameReader::new(FRAME_BODY_MAX);
-        let mut byte = [0];
-        // Byte by byte: what follows the message belongs to the multiplexer and must stay in the socket.
-        loop {
-            socket.read_exact(&mut byte).context("the server did not answer the handshake")?;
-            if let Some(message) = reader.push(&mut &byte[..])? {
-                handshake.read_message(message)?;
-                break;
-            }
-        }
-        write_handshake(&mut handshake, &mut socket)?;
-        let outcome = handshake.finish()?;
+        let outcome = prove(&mut socket, server, local)?;
         let mut session = Self {
             socket,
             local: local.clone(),
@@ -318,6 +304,28 @@ impl RawSession {
         }
         Ok(())
     }
+}
+
+/// The session handshake, client side, classical: both keys are proven, and what follows is yamux. Nothing behind it is read.
+///
+/// # Errors
+/// The socket's; when the other side is not `server` or refuses `local`.
+pub(crate) fn prove(socket: &mut TcpStream, server: &PublicKey, local: &SecretKey) -> Result<Outcome> {
+    let mut handshake =
+        Handshake::new(Pattern::Xk, Role::Initiator, local, Some(server), Hybrid::Off, &mut OsEntropy)?;
+    write_handshake(&mut handshake, socket)?;
+    let mut reader = FrameReader::new(FRAME_BODY_MAX);
+    let mut byte = [0];
+    // Byte by byte: what follows the message belongs to the multiplexer and must stay in the socket.
+    loop {
+        socket.read_exact(&mut byte).context("the server did not answer the handshake")?;
+        if let Some(message) = reader.push(&mut &byte[..])? {
+            handshake.read_message(message)?;
+            break;
+        }
+    }
+    write_handshake(&mut handshake, socket)?;
+    Ok(handshake.finish()?)
 }
 
 /// Sends the next handshake message in a frame of its own (dmsg-wire 3).

@@ -46,6 +46,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         Measurement::Sessions { options } => ("sessions", options),
         Measurement::Micro { options } => ("micro", options),
     };
+    become_bench(name, options)
+}
+
+/// Builds the package of benches and becomes its command `name`.
+pub(crate) fn become_bench(name: &str, options: &[String]) -> Result<()> {
     let build = ["build", "--release", "--package", "ringwire-benches", "--bin", "ringwire-benches"];
     run_command(&format!("cargo {}", build.join(" ")), &mut cargo_command(&build)?)?;
     // `cargo run` finds the target directory whatever the configuration says; the build above already printed.

@@ -5,6 +5,7 @@
 
 mod again;
 mod bench;
+mod flood;
 mod fuzz;
 mod sim;
 mod steps;
@@ -28,6 +29,8 @@ enum Command {
     Test(test::Arguments),
     /// Measure against reference relays in the same run.
     Bench(bench::Arguments),
+    /// Attack the real server, with an honest client beside.
+    Flood(flood::Arguments),
     /// Fuzz the decoders and state machines of ringwire-proto.
     Fuzz(fuzz::Arguments),
     /// Run whole workers in virtual time against model clients, one scenario for each seed.
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Test(arguments) => test::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Flood(arguments) => flood::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),
         Command::Sim(arguments) => sim::run(&arguments),
     };
