@@ -447,7 +447,8 @@ fn accept_all(mut lasting: Lasting, stop: &AtomicBool, lost: &std::sync::atomic:
             let Some(wire) = &mut lasting.wire else { continue };
             match event {
                 Event::Object(stream, signed) => {
-                    if accept(wire, &lasting.key, stream, &signed).is_err() {
+                    let accepted = accept(wire, &lasting.key, stream, &signed);
+                    if accepted.is_err() {
                         wire.end(stream, true);
                     }
                 }

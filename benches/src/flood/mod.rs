@@ -173,10 +173,8 @@ fn measure(arguments: &Arguments, row: &Row, attackers: usize) -> Result<Found> 
     let source = honest_source(arguments);
     let place = Place { server: ready.address, key, source, limit: HANDSHAKE_LIMIT, receive_buffer: None };
     let registered = fresh_key();
-    let watch = match server.discovery().filter(|_| row.watches_discovery) {
-        Some(address) => Some(Watch::new(Door { address, source }, key, registered.clone())),
-        None => None,
-    };
+    let discovery = server.discovery().filter(|_| row.watches_discovery);
+    let watch = discovery.map(|address| Watch::new(Door { address, source }, key, registered.clone()));
     let mut honest = Honest::start(place, watch)?;
     let (calm, beside) = lengths(arguments, row);
 

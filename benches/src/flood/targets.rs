@@ -181,12 +181,12 @@ mod tests {
             |found| found.honest.during.handshakes_failed = 1,
             |found| found.honest.during.sessions_lost = 1,
             |found| found.rss_max_bytes += 1 << 20,
-            |found| drop(found.attack.insert("answer_bytes".into(), 3 << 20)),
+            |found| _ = found.attack.insert("answer_bytes".into(), 3 << 20),
             |found| found.rss_end_bytes = 61 << 20,
             |found| found.server_cpu_s = 1.5,
             |found| found.honest.during.discovery.as_mut().unwrap().own_entry_gone = 1,
             |found| found.honest.during.discovery.as_mut().unwrap().posts_failed = 1,
-            |found| drop(found.attack.insert("answer_bytes".into(), 5 << 20)),
+            |found| _ = found.attack.insert("answer_bytes".into(), 5 << 20),
         ];
         for (index, change) in changes.into_iter().enumerate() {
             let spoiled = found(change);

@@ -140,6 +140,15 @@ impl Wire {
         self.local.public_key()
     }
 
+    /// The same session once more, for somebody who was thrown out; streams and all that was under way are gone.
+    ///
+    /// # Errors
+    /// As [`Wire::establish`].
+    pub fn again(&mut self, place: &Place) -> Result<()> {
+        *self = Self::establish(place, &self.local.clone())?;
+        Ok(())
+    }
+
     /// Bytes that wait to be sent.
     #[must_use]
     pub fn unsent(&self) -> usize {

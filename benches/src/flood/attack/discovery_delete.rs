@@ -41,6 +41,7 @@ fn run(field: &Field, reins: &Reins) -> Result<()> {
     let door = field.door()?;
     let (own, client): (PublicKey, PublicKey) = (field.key.parse()?, field.registered.parse()?);
     reins.stand();
+    // What is not answered counts as refused.
     let mut next = Instant::now();
     let servers = field.scaled(SERVERS, SERVERS_QUICK);
     let mut made = 0;
@@ -48,12 +49,12 @@ fn run(field: &Field, reins: &Reins) -> Result<()> {
         if Instant::now() >= next {
             next = Instant::now() + INTERVAL;
             for key in [own, client] {
-                reins.did("deletes_accepted", u64::from(delete(&door, &key)?));
+                reins.did("deletes_accepted", u64::from(delete(&door, &key).unwrap_or(false)));
                 reins.did("deletes", 1);
             }
         }
         if made < servers {
-            let stored = door.post(&server_entry(&fresh_key(), 1)?)?;
+            let stored = door.post(&server_entry(&fresh_key(), 1)?).unwrap_or(false);
             made += 1;
             reins.did("made_up_servers", 1);
             reins.did("made_up_servers_accepted", u64::from(stored));

@@ -35,26 +35,21 @@ const UNSENT_MAX: usize = 256 * 1024;
 const UNKNOWN: u32 = 0x7000_0001;
 
 fn run(field: &Field, reins: &Reins) -> Result<()> {
-    let sessions = (0..field.attackers).map(|_| field.session()).collect::<Result<Vec<_>>>()?;
+    let sessions = field.sessions(field.attackers, reins)?;
     reins.stand();
     in_parallel(sessions, |_, mut wire| {
-        let (mut events, mut frames, mut sessions, mut kind, mut failed) = (Vec::new(), 0_u64, 1, 0, 0);
+        let (mut events, mut frames, mut kind) = (Vec::new(), 0_u64, 0);
         while !reins.ended() {
             if wire.unsent() < UNSENT_MAX {
                 frames += queue_run(&mut wire, kind % 4);
                 kind += 1;
             }
             if wire.turn_at_line_rate(IDLE, &mut events).is_err() {
-                match field.session() {
-                    Ok(next) => (wire, sessions) = (next, sessions + 1),
-                    Err(_) => failed += 1,
-                }
+                field.replace(&mut wire, reins);
             }
             events.clear();
         }
         reins.did("frames", frames);
-        reins.did("sessions", sessions);
-        reins.did("sessions_refused", failed);
         Ok(())
     })
 }

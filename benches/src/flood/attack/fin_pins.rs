@@ -61,9 +61,15 @@ fn run(field: &Field, reins: &Reins) -> Result<()> {
             filling.insert(stream, Filling { credit: WINDOW, sent: 0, open: false, idle: 0 });
             begun += 1;
         }
-        sender.turn(if filling.is_empty() { IDLE } else { IDLE / 10 }, &mut events)?;
-        // It takes what comes, so that its connection is never stuck, and grants nothing.
-        reader.turn(IDLE / 20, &mut read)?;
+        let wait = if filling.is_empty() { IDLE } else { IDLE / 10 };
+        // The reader takes what comes, so that its connection is never stuck, and grants nothing.
+        for (wire, wait, events) in [(&mut sender, wait, &mut events), (&mut reader, IDLE / 20, &mut read)] {
+            if wire.turn(wait, events).is_err() {
+                events.clear();
+                field.restore(wire, reins);
+                refused += filling.drain().count();
+            }
+        }
         for event in read.drain(..) {
             if let Event::Object(stream, signed) = event {
                 reader.respond(stream, &signed, None)?;

@@ -29,10 +29,9 @@ const BRIDGES_QUICK: usize = 120;
 const PATIENCE: Duration = Duration::from_millis(200);
 
 fn run(field: &Field, reins: &Reins) -> Result<()> {
-    let sessions = (0..field.attackers).map(|_| field.session()).collect::<Result<Vec<_>>>()?;
-    reins.did("sessions", sessions.len() as u64);
+    let sessions = field.sessions(field.attackers, reins)?;
     let keys: Vec<_> = sessions.iter().map(super::Wire::public_key).collect();
-    let each = field.scaled(BRIDGES, BRIDGES_QUICK).div_ceil(field.attackers);
+    let each = field.scaled(BRIDGES, BRIDGES_QUICK).div_ceil(keys.len());
     let ready = AtomicUsize::new(0);
     in_parallel(sessions, |number, wire| {
         let accomplice = keys[(number + 1) % keys.len()];
@@ -44,14 +43,14 @@ fn run(field: &Field, reins: &Reins) -> Result<()> {
                 // Others still need an answer meanwhile.
                 let until = std::time::Instant::now() + PATIENCE;
                 while std::time::Instant::now() < until && !reins.ended() {
-                    idler.turn(accomplice, 0)?;
+                    idler.turn(field, reins, accomplice, 0)?;
                 }
             }
-            idler.turn(accomplice, each)?;
+            idler.turn(field, reins, accomplice, each)?;
             most = most.max(idler.open);
             if !is_ready && (idler.open >= each || idler.refused > 0 || reins.is_late()) {
                 is_ready = true;
-                if ready.fetch_add(1, Ordering::Relaxed) + 1 == field.attackers {
+                if ready.fetch_add(1, Ordering::Relaxed) + 1 == keys.len() {
                     std::thread::sleep(IDLE);
                     reins.stand();
                 }

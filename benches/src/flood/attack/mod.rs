@@ -21,6 +21,7 @@ use super::server::Plane;
 use super::targets::Target;
 use super::wire::{Event, Place, Wire, fresh_key};
 use anyhow::{Context, Result, bail};
+use ringwire_proto::identity::PublicKey;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
 use std::io::{BufRead, Read};
@@ -46,7 +47,7 @@ pub const ALL: [&Row; 10] = [
 /// How much nicer attackers are than everybody else.
 pub const NICE: i32 = 10;
 /// Longest wait of an attacker for a connection, a handshake's answer or a first sign of life.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(5);
 /// Longest time for making an attack; then it stands as far as it came.
 const MAKING_LIMIT: Duration = Duration::from_secs(60);
 /// Longest life of an attack whatever happens to who started it.
@@ -79,7 +80,7 @@ pub struct Row {
     pub targets: &'static [Target],
     /// Longest wait for the server's memory to go down after the attack.
     pub settle: Duration,
-    /// What attackers do, until [`Reins::ended`].
+    /// What attackers do, until `Reins::ended`.
     pub run: fn(&Field, &Reins) -> Result<()>,
 }
 
@@ -137,6 +138,39 @@ impl Field {
     /// A session with a new key that the server has filed.
     fn session(&self) -> Result<Wire> {
         Wire::establish(&self.place()?, &fresh_key()).context("an attacker has no session")
+    }
+
+    /// As many of `count` sessions as the server lets in.
+    fn sessions(&self, count: usize, reins: &Reins) -> Result<Vec<Wire>> {
+        let mut sessions = Vec::with_capacity(count);
+        for _ in 0..count {
+            match self.session() {
+                Ok(wire) => sessions.push(wire),
+                Err(_) => reins.did("sessions_refused", 1),
+            }
+        }
+        reins.did("sessions", sessions.len() as u64);
+        if sessions.is_empty() { self.session().map(|wire| vec![wire]) } else { Ok(sessions) }
+    }
+
+    /// A new session, with a new key, for somebody who was thrown out. Where there is none it is tried again next time.
+    fn replace(&self, wire: &mut Wire, reins: &Reins) {
+        self.count_again(&self.session().map(|next| *wire = next), reins);
+    }
+
+    /// The same with the key as it was.
+    fn restore(&self, wire: &mut Wire, reins: &Reins) {
+        self.count_again(&self.place().and_then(|place| wire.again(&place)), reins);
+    }
+
+    fn count_again(&self, result: &Result<()>, reins: &Reins) {
+        match result {
+            Ok(()) => reins.did("sessions_again", 1),
+            Err(_) => {
+                reins.did("sessions_refused", 1);
+                std::thread::sleep(IDLE);
+            }
+        }
     }
 
     fn door(&self) -> Result<Door> {
@@ -263,7 +297,6 @@ struct Idler {
     asked: HashSet<u32>,
     events: Vec<Event>,
     open: usize,
-    accepted: usize,
     refused: usize,
 }
 
@@ -272,20 +305,27 @@ const ASKED_MAX: usize = 32;
 
 impl Idler {
     fn new(wire: Wire) -> Self {
-        Self { wire, asked: HashSet::new(), events: Vec::new(), open: 0, accepted: 0, refused: 0 }
+        Self { wire, asked: HashSet::new(), events: Vec::new(), open: 0, refused: 0 }
     }
 
     /// Asks for streams to `destination` until `wanted` are open or on their way, accepts what others open, and waits a moment.
-    fn turn(&mut self, destination: ringwire_proto::identity::PublicKey, wanted: usize) -> Result<()> {
+    /// Who is thrown out comes back with the same key.
+    fn turn(&mut self, field: &Field, reins: &Reins, destination: PublicKey, wanted: usize) -> Result<()> {
         while self.open + self.asked.len() < wanted && self.asked.len() < ASKED_MAX {
             self.asked.insert(self.wire.request(destination, None)?.0);
         }
-        self.wire.turn(IDLE, &mut self.events)?;
+        if self.wire.turn(IDLE, &mut self.events).is_err() {
+            self.refused += self.asked.len();
+            self.asked.clear();
+            self.events.clear();
+            self.open = 0;
+            field.restore(&mut self.wire, reins);
+            return Ok(());
+        }
         for event in std::mem::take(&mut self.events) {
             match event {
                 Event::Object(stream, signed) if stream % 2 == 0 => {
                     self.wire.respond(stream, &signed, None)?;
-                    self.accepted += 1;
                 }
                 Event::Object(stream, _) => self.open += usize::from(self.asked.remove(&stream)),
                 Event::Ended { stream, reset } => {
@@ -312,7 +352,7 @@ mod tests {
     #[test]
     fn every_row_has_a_name_of_its_own_targets_and_a_sentence() {
         for row in ALL {
-            assert!(std::ptr::eq(Row::named(row.name).unwrap(), row), "{}", row.name);
+            assert_eq!(Row::named(row.name).unwrap().about, row.about, "{}", row.name);
             assert!(!row.targets.is_empty() && !row.attackers.is_empty() && row.attackers_quick > 0);
             assert!(row.about.len() > 20 && row.seconds > 0.0, "{}", row.name);
         }

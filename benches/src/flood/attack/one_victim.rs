@@ -32,9 +32,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 fn run(field: &Field, reins: &Reins) -> Result<()> {
     let victim: PublicKey = field.honest.parse()?;
-    let sessions = (0..field.attackers).map(|_| field.session()).collect::<Result<Vec<_>>>()?;
-    reins.did("sessions", sessions.len() as u64);
-    let ready = AtomicUsize::new(0);
+    let sessions = field.sessions(field.attackers, reins)?;
+    let (count, ready) = (sessions.len(), AtomicUsize::new(0));
     in_parallel(sessions, |_, wire| {
         let mut idler = Idler::new(wire);
         let (mut is_ready, mut most, mut next) = (false, 0, Instant::now());
@@ -47,11 +46,11 @@ fn run(field: &Field, reins: &Reins) -> Result<()> {
             } else {
                 0
             };
-            idler.turn(victim, wanted)?;
+            idler.turn(field, reins, victim, wanted)?;
             most = most.max(idler.open);
             if !is_ready && (idler.refused > 0 || idler.open == WANTED || reins.is_late()) {
                 is_ready = true;
-                if ready.fetch_add(1, Ordering::Relaxed) + 1 == field.attackers {
+                if ready.fetch_add(1, Ordering::Relaxed) + 1 == count {
                     reins.stand();
                 }
             }

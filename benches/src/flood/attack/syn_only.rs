@@ -31,12 +31,11 @@ const MAKING: Duration = Duration::from_millis(1200);
 const MAKING_QUICK: Duration = Duration::from_millis(300);
 
 fn run(field: &Field, reins: &Reins) -> Result<()> {
-    let sessions = (0..field.attackers).map(|_| field.session()).collect::<Result<Vec<_>>>()?;
+    let sessions = field.sessions(field.attackers, reins)?;
     let began = Instant::now();
     let making = if field.quick { MAKING_QUICK } else { MAKING };
     in_parallel(sessions, |_, mut wire| {
-        let (mut next, mut events, mut syns, mut resets, mut sessions) =
-            (Instant::now(), Vec::new(), 0, 0, 1);
+        let (mut next, mut events, mut syns, mut resets) = (Instant::now(), Vec::new(), 0, 0);
         while !reins.ended() {
             if Instant::now() >= next {
                 next += INTERVAL;
@@ -47,9 +46,7 @@ fn run(field: &Field, reins: &Reins) -> Result<()> {
                 syns += BURST as u64;
             }
             if wire.turn(next.saturating_duration_since(Instant::now()), &mut events).is_err() {
-                // Thrown out: once more, as somebody else.
-                wire = field.session()?;
-                sessions += 1;
+                field.replace(&mut wire, reins);
             }
             for event in events.drain(..) {
                 if let Event::Ended { stream, reset } = event {
@@ -65,7 +62,6 @@ fn run(field: &Field, reins: &Reins) -> Result<()> {
         }
         reins.did("syns", syns);
         reins.did("refused", resets);
-        reins.did("sessions", sessions);
         Ok(())
     })
 }

@@ -34,8 +34,7 @@ const STREAMS_QUICK: usize = 200;
 const AGAIN: Duration = Duration::from_millis(5200);
 
 fn run(field: &Field, reins: &Reins) -> Result<()> {
-    let mut sessions = (0..field.attackers).map(|_| field.session()).collect::<Result<Vec<_>>>()?;
-    reins.did("sessions", sessions.len() as u64);
+    let mut sessions = field.sessions(field.attackers, reins)?;
     let streams = field.scaled(STREAMS, STREAMS_QUICK);
     let mut next = Instant::now();
     let mut events = Vec::new();
@@ -56,8 +55,7 @@ fn run(field: &Field, reins: &Reins) -> Result<()> {
                 reins.did("requests_begun", streams as u64);
             }
             if wire.turn(Duration::ZERO, &mut events).is_err() {
-                *wire = field.session()?;
-                reins.did("sessions_again", 1);
+                field.replace(wire, reins);
             }
             for event in events.drain(..) {
                 if let crate::flood::wire::Event::Ended { stream, reset } = event {

@@ -46,35 +46,32 @@ const READS_AFTER: f64 = 0.6;
 fn run(field: &Field, reins: &Reins) -> Result<()> {
     let sessions = (0..field.attackers).map(|_| session(field)).collect::<Result<Vec<_>>>()?;
     in_parallel(sessions, |_, mut wire| {
-        let (mut streams, mut sessions) = (0_u64, 1_u64);
+        let (mut streams, mut since, began) = (0_u64, Instant::now(), Instant::now());
         let filling = if field.quick { FILLING_QUICK } else { FILLING };
-        let began = Instant::now();
-        while began.elapsed() < filling && !reins.ended() {
-            if fill(&mut wire).is_err() {
-                (wire, sessions) = (session(field)?, sessions + 1);
+        let mut reads_from = None;
+        while reads_from.is_none_or(|reads_from| Instant::now() < reads_from) && !reins.ended() {
+            let is_stuck = since.elapsed() >= filling;
+            // Who is thrown out again and again is not waited for.
+            if reads_from.is_none() && (is_stuck || began.elapsed() > 4 * filling) {
+                reins.stand();
+                reads_from = Some(Instant::now() + Duration::from_secs_f64(field.seconds * READS_AFTER));
             }
-        }
-        reins.stand();
-        let reads_from = Instant::now() + Duration::from_secs_f64(field.seconds * READS_AFTER);
-        while Instant::now() < reads_from && !reins.ended() {
-            if wire.unsent() < UNSENT_MAX {
-                for _ in 0..RUN_LEN {
-                    let stream = wire.take_stream();
-                    wire.queue_header(WINDOW_UPDATE, SYN | FIN, stream, 0);
-                    wire.queue_header(WINDOW_UPDATE, RST, stream, 0);
-                }
-                streams += RUN_LEN as u64;
-            }
-            if wire.turn_unread(MOMENT).is_err() {
-                (wire, sessions) = (session(field)?, sessions + 1);
+            let result = if is_stuck {
+                streams += churn(&mut wire);
+                wire.turn_unread(MOMENT)
+            } else {
+                fill(&mut wire)
+            };
+            if result.is_err() {
+                again(field, &mut wire, reins);
+                since = Instant::now();
             }
         }
         reins.did("streams", streams);
-        reins.did("sessions", sessions);
         let mut events = Vec::new();
         while !reins.ended() {
             if wire.turn(MOMENT, &mut events).is_err() {
-                break;
+                again(field, &mut wire, reins);
             }
             reins.did("answers", events.drain(..).count() as u64);
         }
@@ -85,6 +82,24 @@ fn run(field: &Field, reins: &Reins) -> Result<()> {
 fn session(field: &Field) -> Result<Wire> {
     let place = crate::flood::wire::Place { receive_buffer: Some(RECEIVE_BUFFER), ..field.place()? };
     Wire::establish(&place, &fresh_key()).context("an attacker has no session")
+}
+
+/// Once more, with a new key, for a client that was thrown out.
+fn again(field: &Field, wire: &mut Wire, reins: &Reins) {
+    field.count_again(&session(field).map(|next| *wire = next), reins);
+}
+
+/// Queues streams that are gone as soon as they came, while there is room; says how many.
+fn churn(wire: &mut Wire) -> u64 {
+    if wire.unsent() >= UNSENT_MAX {
+        return 0;
+    }
+    for _ in 0..RUN_LEN {
+        let stream = wire.take_stream();
+        wire.queue_header(WINDOW_UPDATE, SYN | FIN, stream, 0);
+        wire.queue_header(WINDOW_UPDATE, RST, stream, 0);
+    }
+    RUN_LEN as u64
 }
 
 /// A group of streams that the server answers, all gone again a moment later.
