@@ -32,8 +32,8 @@ pub const NODES_AT_START: usize = 4096;
 /// Pages whose bookkeeping is made at start; more when more pages are used.
 pub const PAGES_AT_START: usize = 4 * RECEIVE_RING_PAGES;
 
-/// Free pages whose memory is kept for the next burst: 16 MiB. What was free beyond them for a while goes back to the kernel.
-pub const PAGES_KEPT: usize = 4 * RECEIVE_RING_PAGES;
+/// Free pages whose memory is kept for the next burst: 4 MiB. What was free beyond them for a while goes back to the kernel.
+pub const PAGES_KEPT: usize = RECEIVE_RING_PAGES;
 
 /// How long memory must have been free for that, in nanoseconds.
 pub const TRIM_AFTER_NS: u64 = SECOND_NS;

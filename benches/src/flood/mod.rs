@@ -39,7 +39,7 @@ use targets::Target;
 use wire::{Place, fresh_key};
 
 /// Where attackers come from.
-const ATTACKERS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const ATTACKERS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 3));
 /// Where the honest client comes from, unless it is to share the attackers' address.
 const HONEST: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// Length of the phases without an attack, in seconds.

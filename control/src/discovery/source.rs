@@ -4,6 +4,8 @@
 //! their key. It decides with whom an entry is counted when there is little room, and whether a removal that shows nothing
 //! but what everybody can read comes from whoever posted it.
 
+use std::net::Ipv4Addr;
+
 use axum::http::HeaderMap;
 use ringwire_dataplane::prefix::Prefix;
 use ringwire_proto::identity::PublicKey;
@@ -32,12 +34,12 @@ impl Source {
         if matches!(self, Self::Key(_)) { Self::Unknown } else { self }
     }
 
-    /// True when the bounds on one source hold for it. Loopback is not told apart: behind it is a proxy, or whoever could
-    /// stop this process anyway.
+    /// True when the bounds on one source hold for it. 127.0.0.1 and ::1 are not told apart: behind them is a proxy, or
+    /// whoever could stop this process anyway.
     pub(super) fn is_bounded(self) -> bool {
         match self {
             Self::Unknown | Self::Local | Self::Key(_) => false,
-            Self::Network(Prefix::V4(address)) => !address.is_loopback(),
+            Self::Network(Prefix::V4(address)) => address != Ipv4Addr::LOCALHOST,
             // ::/64 has no host but ::1.
             Self::Network(Prefix::V6(upper)) => upper != 0,
         }
@@ -94,7 +96,7 @@ mod tests {
             let proxied = sender("203.0.113.7:1", &headers);
             assert_eq!((proxied.source, proxied.direct), (one.source, false), "{name}");
         }
-        for local in ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1"] {
+        for local in ["127.0.0.1:1", "[::ffff:127.0.0.1]:1", "[::1]:1"] {
             assert!(!sender(local, &none).source.is_bounded(), "{local}");
         }
         assert_eq!(Sender::of(None, &none), Sender::UNKNOWN);
