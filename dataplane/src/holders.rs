@@ -191,14 +191,14 @@ impl Holders {
         }
     }
 
-    /// Holders in the order in which they are to let go: those of the largest prefix first, and of each prefix the largest first.
-    /// Walks all of them: for when memory is short.
+    /// Holders with streams, in the order in which they are to let go: those of the largest prefix first, and of each prefix the
+    /// largest first. Walks all of them: for when memory is short.
     pub(crate) fn largest_first(&self) -> Vec<Key> {
         let by_prefix = self.by_prefix();
         let mut all: Vec<_> = self
             .table
             .iter()
-            .filter(|(_, holder)| holder.len() > 0)
+            .filter(|(_, holder)| holder.streams > 0)
             .map(|(key, holder)| {
                 let prefix = holder.name.prefix;
                 (by_prefix.get(&prefix).copied().unwrap_or(0), prefix, holder.len(), key)
@@ -267,16 +267,21 @@ mod tests {
         let mut holders = Holders::default();
         let many: Vec<Key> = (0..10).map(|_| holders.enter(name(1))).collect();
         let one = holders.enter(name(2));
+        many.iter().chain([&one]).for_each(|&key| holders.add_stream(key));
+        // What is with the kernel only cannot be let go of.
+        let gone = holders.enter(name(1));
+        holders.charge(gone, 5000, usize::MAX);
         for (at, &key) in many.iter().enumerate() {
             holders.charge(key, 100 + at, usize::MAX);
         }
-        holders.charge(one, 900, usize::MAX);
+        // More than any of them, and less than all together, what streams count for included.
+        holders.charge(one, 6000, usize::MAX);
         let order = holders.largest_first();
-        assert_eq!(order[0], many[9], "1,045 bytes of one prefix, and of these the largest key");
-        assert_eq!(order[10], one);
+        assert_eq!(order[0], many[9], "of the largest prefix, and there the largest key");
+        assert_eq!((order[10], order.len()), (one, 11));
         assert_eq!(holders.largest_prefix(), holders.name(many[0]).map(|name| name.prefix));
-        holders.discharge(many[9], 109);
-        holders.discharge(many[8], 108);
+        holders.discharge(gone, 5000);
+        many[1..].iter().for_each(|&key| holders.remove_stream(key));
         assert_eq!(holders.largest_first()[0], one);
     }
 

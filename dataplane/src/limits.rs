@@ -171,7 +171,11 @@ pub const UNANSWERED_KEPT: usize = 4;
 
 /// After streams were reset because memory is short, so long until that is looked at again, in nanoseconds, unless it is used up:
 /// what was let go of may be with the kernel still.
-pub const RELIEF_INTERVAL_NS: u64 = 2_000_000;
+pub const RELIEF_INTERVAL_NS: u64 = 5_000_000;
+
+/// Holders whose streams are looked at then: one walk through all streams, for the largest of them. The next ones have their turn
+/// when that was not enough.
+pub const RELIEF_HOLDERS_MAX: usize = 8;
 
 /// A stream whose peer sent nothing for so long, in nanoseconds, loses its extra credit.
 pub const EXTRA_IDLE_NS: u64 = 5 * SECOND_NS;

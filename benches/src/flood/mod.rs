@@ -4,7 +4,7 @@
 //! spent, and whether the server reached the row's targets.
 //!
 //! ```text
-//!  run ──► server: ringwire run, two processes ◄────────────── attack (process, nice 10)   127.0.0.1
+//!  run ──► server: ringwire run, two processes ◄────────────── attack (process, nice 10)   127.0.0.3
 //!   │            ▲                                                │ stands, did
 //!   ├──► honest ─┘  opens, pings, sessions, entry   127.0.0.2     ▼
 //!   └──────────────────────────────────────────► report ◄── targets

@@ -112,7 +112,7 @@ impl<D: Driver> Worker<D> {
             let (len, limit) = (self.holders.bytes_of(holder), self.budget.holder_limit());
             if len > limit {
                 let surplus = len - limit / 100 * limits::HOLDER_RELIEVED_PERCENT;
-                let resets = self.reset_largest(holder, surplus, |_| false);
+                let resets = self.reset_largest(&[holder], surplus, |_| false);
                 self.counters.add(Counter::ResetsHolder, resets as u64);
                 self.warn_of_memory(resets, "one client's undelivered bytes were more than its share");
             }
@@ -125,16 +125,12 @@ impl<D: Driver> Worker<D> {
             return;
         }
         self.relieved_at = now;
-        let mut resets = 0;
-        for holder in self.holders.largest_first() {
-            let surplus = self.surplus();
-            if surplus == 0 || resets >= limits::RESETS_PER_TURN_MAX {
-                break;
-            }
-            resets += self.reset_largest(holder, surplus, |worker| worker.surplus() == 0);
-        }
+        let mut holders = self.holders.largest_first();
+        holders.truncate(limits::RELIEF_HOLDERS_MAX);
+        let surplus = self.budget.surplus(used);
+        let resets = self.reset_largest(&holders, surplus, |worker| worker.surplus() == 0);
         self.counters.add(Counter::ResetsMemory, resets as u64);
-        self.warn_of_memory(resets, "memory is short: the largest holder's streams were reset");
+        self.warn_of_memory(resets, "memory is short: the largest holders' streams were reset");
     }
 
     /// By how much more is held than the largest holders are to leave.
@@ -143,21 +139,32 @@ impl<D: Driver> Worker<D> {
         self.budget.surplus(used)
     }
 
-    /// Resets streams of one holder, those first that hold most, and of equal ones those that have waited longest, until it holds
-    /// `surplus` bytes less, or it is enough, or there are no more. Returns how many bridges that cost.
-    fn reset_largest(&mut self, holder: Key, surplus: usize, is_enough: impl Fn(&mut Self) -> bool) -> usize {
-        let mut candidates: Vec<(Reverse<usize>, Nanos, Key, Key)> = self
+    /// Resets streams of some holders, in their order; of each those first that hold most, and of equal ones those that have waited
+    /// longest; until they hold `surplus` bytes less, or it is enough, or there are no more. Returns how many bridges that cost.
+    fn reset_largest(
+        &mut self,
+        holders: &[Key],
+        surplus: usize,
+        is_enough: impl Fn(&mut Self) -> bool,
+    ) -> usize {
+        let rank_of = |holder: Key| holders.iter().position(|&other| other == holder);
+        let mut candidates: Vec<(usize, Reverse<usize>, Nanos, Key, Key)> = self
             .halves
             .iter()
-            .filter(|(_, half)| half.holder == holder)
-            .map(|(key, half)| (Reverse(half.held_len()), self.waiting_since(half), key, half.partner))
+            .filter_map(|(key, half)| {
+                let rank = rank_of(half.holder)?;
+                Some((rank, Reverse(half.held_len()), self.waiting_since(half), key, half.partner))
+            })
             .collect();
         candidates.sort_unstable();
-        let before = self.holders.len_of(holder);
+        let held = |worker: &Self| holders.iter().map(|&holder| worker.holders.len_of(holder)).sum::<usize>();
+        let before = held(self);
         let mut resets = 0;
-        for (_, _, key, partner) in candidates {
-            let freed = before - self.holders.len_of(holder);
-            if resets >= limits::RESETS_PER_TURN_MAX || freed >= surplus || is_enough(self) {
+        for (_, _, _, key, partner) in candidates {
+            if resets >= limits::RESETS_PER_TURN_MAX
+                || before.saturating_sub(held(self)) >= surplus
+                || is_enough(self)
+            {
                 break;
             }
             if self.halves.find(key).is_some() {
