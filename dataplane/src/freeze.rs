@@ -417,6 +417,7 @@ impl<D: Driver> Worker<D> {
         half.is_unfinished = is_open && half.state == State::Request && self.holders.begin_request(holder);
         let is_dial = half.state == State::Response && half.expected.is_some();
         if half.extra > 0 {
+            half.is_extended = true;
             self.extended.push(key);
         }
         if let Some(open) = self.sessions.find_mut(session).and_then(Session::open_mut)

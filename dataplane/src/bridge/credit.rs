@@ -58,7 +58,7 @@ impl<D: Driver> Worker<D> {
         }
         let (delivered, elapsed) = (source.window_len, now.saturating_sub(source.window_since));
         (source.window_len, source.window_since) = (0, now);
-        let (session, stream, is_first) = (source.session, source.stream, source.extra == 0);
+        let (session, stream) = (source.session, source.stream);
         let extra = window.min((limits::STREAM_WINDOW_MAX as usize).saturating_sub(window));
         if extra == 0 || source.debt > 0 || backlog > window / 4 {
             return;
@@ -76,10 +76,11 @@ impl<D: Driver> Worker<D> {
         }
         self.budget.grant(extra);
         self.counters.add(Counter::ExtraCredit, extra as u64);
-        if let Some(source) = self.halves.find_mut(source_key) {
+        let is_listed = self.halves.find_mut(source_key).is_none_or(|source| {
             source.extra += extra;
-        }
-        if is_first {
+            std::mem::replace(&mut source.is_extended, true)
+        });
+        if !is_listed {
             if self.extended.is_empty() {
                 self.wheel.schedule(now + limits::EXTRA_SWEEP_NS, Timer::Extra);
             }
@@ -96,10 +97,11 @@ impl<D: Driver> Worker<D> {
     pub(crate) fn sweep_extra(&mut self, now: Nanos) {
         let mut extended = std::mem::take(&mut self.extended);
         extended.retain(|&key| {
-            let Some(half) = self.halves.find_mut(key).filter(|half| half.extra > 0) else { return false };
-            if now.saturating_sub(half.active_at) < limits::EXTRA_IDLE_NS {
+            let Some(half) = self.halves.find_mut(key) else { return false };
+            if half.extra > 0 && now.saturating_sub(half.active_at) < limits::EXTRA_IDLE_NS {
                 return true;
             }
+            half.is_extended = false;
             let extra = std::mem::take(&mut half.extra);
             half.debt += extra;
             self.budget.release(extra);

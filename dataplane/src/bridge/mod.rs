@@ -78,6 +78,8 @@ pub(crate) struct Half {
     pub(crate) is_unfinished: bool,
     /// Credit of its peer beyond the base window that counts against the budget, in bytes.
     pub(crate) extra: usize,
+    /// It is in the worker's list of those that have such credit, or had some a moment ago: once, however often it comes and goes.
+    pub(crate) is_extended: bool,
     /// Such credit that does not count any more, because the stream was idle: what it is owed goes towards this first.
     pub(crate) debt: usize,
     /// Bytes of its peer delivered since `window_since`: a whole window decides whether it should be larger.
@@ -159,6 +161,7 @@ impl Half {
             unbridged_len: 0,
             is_unfinished: false,
             extra: 0,
+            is_extended: false,
             debt: 0,
             window_len: 0,
             window_since: 0,
