@@ -73,6 +73,11 @@ impl Budget {
         held.saturating_sub(self.limit / 100 * limits::RELIEVED_PERCENT)
     }
 
+    /// Dials that may be unanswered at a time: what they take in the tables is a small part of the budget.
+    pub fn dials_max(&self) -> usize {
+        self.limit / limits::UNANSWERED_BUDGET_PART / limits::UNANSWERED_LEN
+    }
+
     /// Bytes that one holder may have, so that one peer with many streams cannot have it all.
     pub fn holder_limit(&self) -> usize {
         self.limit / 100 * limits::HOLDER_PERCENT

@@ -416,6 +416,8 @@ impl<D: Driver> Worker<D> {
         let is_open = half.verifying.is_none() && half.stand_in.is_none();
         half.is_unfinished = is_open && half.state == State::Request && self.holders.begin_request(holder);
         let is_dial = half.state == State::Response && half.expected.is_some();
+        half.is_dialling =
+            half.state == State::Waiting && self.holders.begin_dial(holder, self.budget.dials_max());
         if half.extra > 0 {
             half.is_extended = true;
             self.extended.push(key);

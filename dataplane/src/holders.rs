@@ -29,6 +29,9 @@ pub(crate) struct Holders {
     by_name: HashMap<Name, Key>,
     /// Requests that are not complete, by where they come from.
     unfinished: HashMap<Prefix, Unfinished>,
+    /// Dials that nobody has answered, by where they come from; and how many these are.
+    dials: HashMap<Prefix, usize>,
+    dials_len: usize,
     /// Holders that went above the bound given with the charge, each once.
     above: Vec<Key>,
 }
@@ -43,6 +46,8 @@ struct Holder {
     bytes: usize,
     /// Streams whose request is not complete.
     unfinished: u32,
+    /// Dials of it that nobody has answered.
+    dials: usize,
     /// It is listed in `above`.
     is_above: bool,
 }
@@ -88,6 +93,7 @@ impl Holders {
                 streams: 0,
                 bytes: 0,
                 unfinished: 0,
+                dials: 0,
                 is_above: false,
             })
         })
@@ -191,6 +197,41 @@ impl Holders {
         }
     }
 
+    /// A dial begins, of `most` that this worker may have unanswered. False: there are as many already, or its holder has as many as
+    /// it may, or, where room gets scarce, its prefix has its share; then it is not counted.
+    pub(crate) fn begin_dial(&mut self, key: Key, most: usize) -> bool {
+        let Some(holder) = self.table.find_mut(key) else { return true };
+        let prefix = holder.name.prefix;
+        let of_prefix = self.dials.get(&prefix).copied().unwrap_or(0);
+        let prefixes = self.dials.len() + usize::from(of_prefix == 0);
+        // The last quarter is for those who have few.
+        let is_scarce = self.dials_len >= most - most / 4;
+        if holder.dials >= limits::UNANSWERED_MAX
+            || self.dials_len >= most
+            || (is_scarce && of_prefix >= (most / 2 / prefixes).max(1))
+        {
+            return false;
+        }
+        holder.dials += 1;
+        self.dials_len += 1;
+        self.dials.insert(prefix, of_prefix + 1);
+        true
+    }
+
+    /// A dial that was counted is answered, or over.
+    pub(crate) fn end_dial(&mut self, key: Key) {
+        let Some(holder) = self.table.find_mut(key) else { return };
+        debug_assert!(holder.dials > 0, "only what began ends");
+        holder.dials -= 1;
+        self.dials_len -= 1;
+        if let Some(of_prefix) = self.dials.get_mut(&holder.name.prefix) {
+            *of_prefix -= 1;
+            if *of_prefix == 0 {
+                self.dials.remove(&holder.name.prefix);
+            }
+        }
+    }
+
     /// Holders with streams, in the order in which they are to let go: those of the largest prefix first, and of each prefix the
     /// largest first. Walks all of them: for when memory is short.
     pub(crate) fn largest_first(&self) -> Vec<Key> {
@@ -235,7 +276,7 @@ impl Holders {
     fn forget_if_done(&mut self, key: Key) {
         let Some(holder) = self.table.find(key) else { return };
         if holder.sessions == 0 && holder.streams == 0 && holder.bytes == 0 {
-            debug_assert_eq!(holder.unfinished, 0, "a request is a stream");
+            debug_assert_eq!((holder.unfinished, holder.dials), (0, 0), "each is a stream");
             self.by_name.remove(&holder.name);
             self.table.remove(key);
             if self.by_name.capacity() > SHRINK_ABOVE && self.by_name.len() < self.by_name.capacity() / 8 {
@@ -340,5 +381,32 @@ mod tests {
         holders.end_request(late);
         holders.end_request(elsewhere);
         assert!(holders.unfinished.is_empty());
+    }
+
+    #[test]
+    fn unanswered_dials_are_bounded_and_leave_room_for_whoever_has_few() {
+        const MOST: usize = 4 * limits::UNANSWERED_MAX;
+        let mut holders = Holders::default();
+        let greedy: Vec<Key> = (0..8).map(|_| holders.enter(name(1))).collect();
+        let mut begun = Vec::new();
+        for &key in &greedy {
+            let of_key = (0..1000).filter(|_| holders.begin_dial(key, MOST)).count();
+            assert!(of_key <= limits::UNANSWERED_MAX);
+            begun.extend((0..of_key).map(|_| key));
+        }
+        assert_eq!(begun.len(), MOST / 4 * 3, "one address alone");
+        let elsewhere = holders.enter(name(2));
+        assert_eq!((0..100).filter(|_| holders.begin_dial(elsewhere, MOST)).count(), 100);
+        // However many there are, no more than so many in all.
+        let crowd: Vec<Key> = (3..=250).map(|last| holders.enter(name(last))).collect();
+        let of_crowd: Vec<Key> = crowd
+            .iter()
+            .flat_map(|&key| std::iter::repeat_n(key, 10))
+            .filter(|&key| holders.begin_dial(key, MOST))
+            .collect();
+        assert!(begun.len() + 100 + of_crowd.len() <= MOST);
+        begun.into_iter().chain(of_crowd).for_each(|key| holders.end_dial(key));
+        (0..100).for_each(|_| holders.end_dial(elsewhere));
+        assert!(holders.dials.is_empty() && holders.dials_len == 0);
     }
 }

@@ -157,7 +157,8 @@ pub const UNFINISHED_PER_SESSION_MAX: u32 = 512;
 /// sessions that have any, opens no more. As many as a crowd behind one address opens in a moment.
 pub const UNFINISHED_PER_PREFIX_MAX: u32 = 16_384;
 
-/// Dials of one session that its peer has not answered: what a Go peer takes unaccepted (dmsg-wire 5.1). The next is refused.
+/// Dials of one session that its peer has not answered: what a Go peer takes unaccepted (dmsg-wire 5.1). The next is refused. And as
+/// many may one client have with others: its multiplexer would open no more streams to a Go server either.
 pub const UNANSWERED_MAX: usize = 256;
 
 /// Of these, so many for whoever comes first; the rest for those who dial least.
@@ -165,6 +166,13 @@ pub const UNANSWERED_FREE_MAX: usize = 192;
 
 /// And so many for one address prefix while no other dials, whatever its keys.
 pub const UNANSWERED_ALONE_MAX: usize = 224;
+
+/// All unanswered dials of a worker may take this part of its budget in the tables; beyond, the next is refused at once, and from three
+/// quarters of that on it is who has most.
+pub const UNANSWERED_BUDGET_PART: usize = 16;
+
+/// What an unanswered dial counts for there, in bytes: two streams, the request, and what the answer is checked against.
+pub const UNANSWERED_LEN: usize = 2 * STREAM_LEN + 512;
 
 /// Places for unanswered dials that a session keeps when all are answered.
 pub const UNANSWERED_KEPT: usize = 4;
@@ -318,8 +326,13 @@ pub const FIRST_BYTE_TIMEOUT_NS: u64 = 45 * SECOND_NS;
 /// Reading the request of a new stream (dmsg-wire 11.3): then the stream is closed.
 pub const REQUEST_TIMEOUT_NS: u64 = 5 * SECOND_NS;
 
-/// Waiting for the destination's response (dmsg-wire 11.3): then both streams are closed.
-pub const FORWARD_TIMEOUT_NS: u64 = 5 * SECOND_NS;
+/// Waiting for the destination's response: then both streams are closed. As long as the most patient of diallers waits, a client of
+/// 2024 (dmsg-wire 9 and 11.4: there the server sets no limit of its own); one of 2026 ends its stream after 5 s, and the wait with it.
+pub const FORWARD_TIMEOUT_NS: u64 = 20 * SECOND_NS;
+
+/// A dialler that has sent FIN and nothing behind its request has most likely given up: it gets its answer within this time of the
+/// request, or its stream is closed.
+pub const FINISHED_DIAL_TIMEOUT_NS: u64 = 5 * SECOND_NS;
 
 /// A bridge on which neither direction moved a byte (dmsg-wire 11.3, both directions counted together): both streams
 /// are closed.

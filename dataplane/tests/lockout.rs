@@ -12,7 +12,7 @@ use ringwire_dataplane::Server;
 use ringwire_dataplane::counters::Counter;
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_dataplane::limits;
-use ringwire_proto::identity::SecretKey;
+use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::Hybrid;
 use ringwire_proto::yamux::{Flags, Header, StreamError};
 use support::drivers::on_each_driver;
@@ -25,6 +25,7 @@ on_each_driver!(
     when_memory_is_short_the_largest_address_lets_go,
     unfinished_requests_are_bounded_and_forgotten,
     dials_that_one_client_leaves_unanswered_are_dealt_out,
+    one_client_has_so_many_dials_unanswered_and_no_more,
     connections_that_one_address_took_make_room_for_another,
 );
 
@@ -235,12 +236,7 @@ fn dials_that_one_client_leaves_unanswered_are_dealt_out() {
     let mut greedy = come_from(&server, GREEDY).unwrap();
     let mut streams = Vec::new();
     for _ in 0..300 {
-        let stream = greedy.open();
-        let request = greedy.request(victim.key);
-        let signed = greedy.sign(&request);
-        greedy.write_object(stream, &signed);
-        greedy.pump();
-        streams.push(stream);
+        streams.push(dial(&mut greedy, victim.key));
     }
     let deadline = Instant::now() + LIMIT;
     while count(&server, Counter::RefusedUnanswered) + count(&server, Counter::RefusedOpen) == 0 {
@@ -261,6 +257,51 @@ fn dials_that_one_client_leaves_unanswered_are_dealt_out() {
         (bytes == signed).then_some(())
     });
     assert!(streams.len() as u64 > count(&server, Counter::RefusedUnanswered));
+}
+
+/// Sends a dial; returns its stream.
+fn dial(peer: &mut Peer, destination: PublicKey) -> u32 {
+    let stream = peer.open();
+    let request = peer.request(destination);
+    let signed = peer.sign(&request);
+    peer.write_object(stream, &signed);
+    peer.pump();
+    stream
+}
+
+fn one_client_has_so_many_dials_unanswered_and_no_more() {
+    let server = start_server();
+    // Five that never answer: each would take more of this one client's dials.
+    let mut silent: Vec<Peer> = (0..5).map(|_| come_from(&server, HONEST).unwrap()).collect();
+    silent.iter_mut().for_each(Peer::settle);
+    let mut greedy = come_from(&server, GREEDY).unwrap();
+    let mut streams = Vec::new();
+    for at in 0..limits::UNANSWERED_MAX + 44 {
+        streams.push(dial(&mut greedy, silent[at % silent.len()].key));
+    }
+    let deadline = Instant::now() + LIMIT;
+    while count(&server, Counter::RefusedUnanswered) < 44 {
+        assert!(Instant::now() < deadline, "{} refused", count(&server, Counter::RefusedUnanswered));
+        greedy.pump();
+    }
+    assert_eq!(count(&server, Counter::ForwardsOpened), limits::UNANSWERED_MAX as u64);
+    // Those are refused at once: their streams end.
+    greedy.wait_end(streams[streams.len() - 1]);
+    // Whoever has none under way is served, by the same ones; and when those answer no more, by others.
+    let mut honest = come_from(&server, GREEDY).unwrap();
+    let mut answers = come_from(&server, HONEST).unwrap();
+    answers.settle();
+    bridge(&mut honest, &mut answers);
+    // A client that finishes has given up, as those of 2026 do after 5 s: its dials do not wait for the most patient.
+    for &stream in &streams[..limits::UNANSWERED_MAX] {
+        greedy.finish(stream);
+    }
+    let gone = Instant::now() + LIMIT;
+    while count(&server, Counter::StreamsTimedOut) < limits::UNANSWERED_MAX as u64 {
+        assert!(Instant::now() < gone, "{} given up", count(&server, Counter::StreamsTimedOut));
+        greedy.pump();
+    }
+    bridge(&mut greedy, &mut answers);
 }
 
 fn connections_that_one_address_took_make_room_for_another() {

@@ -65,6 +65,13 @@ pub(super) fn list(status: &DataPlaneStatus, memory: Memory) -> Limits {
             "dials",
             "the next dial of whoever has most is refused",
         ),
+        (
+            "unanswered-dials",
+            None,
+            memory.budget / (limits::UNANSWERED_BUDGET_PART * limits::UNANSWERED_LEN) as u64,
+            "dials",
+            "the next dial of whoever has most is refused",
+        ),
         ("connections", connections, status.connections_max, "connections", "the next connection is closed"),
         (
             "half-open-connections",

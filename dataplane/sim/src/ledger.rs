@@ -7,7 +7,7 @@ use ringwire_netem::{Nanos, SECOND_NS};
 use ringwire_proto::smux::Version;
 
 use crate::log::{Event, Log};
-use crate::plan::{Answer, EndPlan, Plan};
+use crate::plan::{EndPlan, Plan};
 
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -325,7 +325,7 @@ impl Ledger {
             self.must_complete[bridge] = false;
             return;
         }
-        let refused = plan.destination.is_none() || !matches!(plan.answer, Answer::Accepts(_));
+        let refused = plan.destination.is_none() || !plan.answer.is_in_time();
         match ending {
             Ending::Finished if partner.left_at.is_some() => {
                 let resets = matches!(plan.end, EndPlan::SourceResets(_) | EndPlan::DestinationResets(_));
@@ -355,7 +355,7 @@ impl Ledger {
         let plan = &self.plan.bridges[bridge];
         let Some(destination) = plan.destination else { return false };
         !self.plan.is_tight
-            && matches!(plan.answer, Answer::Accepts(_))
+            && plan.answer.is_in_time()
             && self.plan.is_healthy(plan.source)
             && self.plan.is_healthy(destination)
             && !self.plan.may_be_held_up(plan.source)

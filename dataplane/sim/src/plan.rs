@@ -283,6 +283,13 @@ pub enum Answer {
     Refuses,
 }
 
+impl Answer {
+    /// An acceptance that comes before the destination is given up.
+    pub fn is_in_time(self) -> bool {
+        matches!(self, Self::Accepts(after) if after < ringwire_dataplane::limits::FORWARD_TIMEOUT_NS)
+    }
+}
+
 /// How the emulated kernel behaves. Chances are per million operations.
 #[derive(Debug, Clone)]
 pub struct KernelPlan {
@@ -380,7 +387,7 @@ impl Plan {
         let stops = |flow: &FlowPlan| matches!(flow.reader, Reader::StopsAfter(_));
         self.is_healthy(bridge.source)
             && self.is_healthy(destination)
-            && matches!(bridge.answer, Answer::Accepts(_))
+            && bridge.answer.is_in_time()
             && !stops(&bridge.forth)
             && !stops(&bridge.back)
             && !self.may_be_held_up(bridge.source)

@@ -307,12 +307,12 @@ fn a_source_that_sends_far_ahead_of_its_bridge_loses_that_stream_and_what_answer
 #[test]
 fn an_answer_behind_a_slow_neighbour_is_lost_with_smux_version_1_and_with_no_other_multiplexer() {
     for (version, opens) in [(Some(Version::V1), false), (Some(Version::V2), true), (None, true)] {
-        // It writes megabytes for somebody who takes 200 kB/s, and is dialled while they wait in its connection.
+        // It writes megabytes for somebody who takes 60 kB/s, and is dialled while they wait in its connection.
         let mut sender = version.map_or_else(|| peer(0, Manner::Go), |version| smux_peer(0, version));
         sender.manner = Manner::Go;
         (sender.up.send_buffer_len, sender.up.receive_buffer_len) = (2 << 20, 4 << 20);
         let mut slow = peer(1, Manner::Native);
-        slow.down.line.rate = Rate::Constant(200_000);
+        slow.down.line.rate = Rate::Constant(60_000);
         let bulk = FlowPlan { len: 5_000_000, write_len: 65_536, pause_ns: 0, reader: Reader::Eager };
         let little = FlowPlan { len: 100, write_len: 100, ..bulk };
         let mut bridges = vec![bridge(0, 1, 5 * SECOND_NS, bulk), bridge(2, 0, 8 * SECOND_NS, little)];
@@ -324,6 +324,29 @@ fn an_answer_behind_a_slow_neighbour_is_lost_with_smux_version_1_and_with_no_oth
         assert_eq!(report.counters.value(Counter::StreamsTimedOut) > 0, !opens, "{version:?}");
         assert_eq!(report.bridges.2, 5_000_100 + if opens { 200 } else { 0 }, "{version:?}");
         assert_eq!(report.counters.value(Counter::SessionsDead), 0, "{version:?}");
+    }
+}
+
+#[test]
+fn a_destination_is_waited_for_as_long_as_the_most_patient_dialler_does() {
+    let flow = FlowPlan { len: 1000, write_len: 100, pause_ns: 0, reader: Reader::Eager };
+    for workers in [1, 2] {
+        for (answer, bridges) in [
+            (Answer::Accepts(7 * SECOND_NS), 1),
+            (Answer::Accepts(19 * SECOND_NS), 1),
+            // Given up by then: the dialler is told, and the late answer harms nobody.
+            (Answer::Accepts(21 * SECOND_NS), 0),
+            (Answer::Silent, 0),
+        ] {
+            let mut slow = bridge(0, 1, 5 * SECOND_NS, flow);
+            slow.answer = answer;
+            let mut plan = plan(vec![peer(0, Manner::Go), peer(1, Manner::Go)], vec![slow]);
+            plan.workers = workers;
+            let report = run_plan(plan, false);
+            assert_eq!(report.failure, None, "{answer:?}, {workers} workers");
+            assert_eq!(report.bridges.1, bridges, "{answer:?}, {workers} workers");
+            assert_eq!(report.counters.value(Counter::StreamsTimedOut), 1 - bridges as u64, "{answer:?}");
+        }
     }
 }
 

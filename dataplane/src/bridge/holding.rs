@@ -23,6 +23,7 @@ impl<D: Driver> Worker<D> {
     /// Takes a half out of the table, and what it held off its holder. Its queues are the caller's to clear.
     pub(crate) fn take_half(&mut self, key: Key) -> Option<Half> {
         self.request_ended(key);
+        self.end_dial(key);
         self.release_unbridged(key, usize::MAX);
         self.release_extra(key);
         let half = self.halves.remove(key)?;
@@ -68,6 +69,23 @@ impl<D: Driver> Worker<D> {
         let Some(half) = self.halves.find_mut(half_key) else { return };
         if std::mem::take(&mut half.is_unfinished) {
             self.holders.end_request(half.holder);
+        }
+    }
+
+    /// A half, or who stands here for it, begins to wait for an answer. False: there are too many that do, and it has to be refused.
+    pub(crate) fn begin_dial(&mut self, half_key: Key) -> bool {
+        let most = self.budget.dials_max();
+        let Some(half) = self.halves.find_mut(half_key) else { return true };
+        // It may dial once more, when its destination has moved to another worker.
+        half.is_dialling = half.is_dialling || self.holders.begin_dial(half.holder, most);
+        half.is_dialling
+    }
+
+    /// It waits no more.
+    pub(super) fn end_dial(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find_mut(half_key) else { return };
+        if std::mem::take(&mut half.is_dialling) {
+            self.holders.end_dial(half.holder);
         }
     }
 

@@ -76,6 +76,8 @@ pub(crate) struct Half {
     pub(crate) unbridged_len: usize,
     /// It counts among the requests of its holder that are not complete.
     pub(crate) is_unfinished: bool,
+    /// It counts among the dials of its holder that nobody has answered.
+    pub(crate) is_dialling: bool,
     /// Credit of its peer beyond the base window that counts against the budget, in bytes.
     pub(crate) extra: usize,
     /// It is in the worker's list of those that have such credit, or had some a moment ago: once, however often it comes and goes.
@@ -160,6 +162,7 @@ impl Half {
             holder,
             unbridged_len: 0,
             is_unfinished: false,
+            is_dialling: false,
             extra: 0,
             is_extended: false,
             debt: 0,

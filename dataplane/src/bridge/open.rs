@@ -292,6 +292,9 @@ impl<D: Driver> Worker<D> {
         let Some(place) = self.directory.find(&destination) else {
             return self.refuse_request(half_key, Counter::RefusedDestination);
         };
+        if !self.begin_dial(half_key) {
+            return self.refuse_request(half_key, Counter::RefusedUnanswered);
+        }
         if place.worker != self.index {
             return self.dial_elsewhere(half_key, place, destination, signed);
         }
@@ -305,11 +308,22 @@ impl<D: Driver> Worker<D> {
                     half.source = session;
                     half.state = State::Waiting;
                     half.deadline = u64::MAX;
+                    if half.finished {
+                        self.dialler_finished(half_key);
+                    }
                 }
             }
             Err(Some(counter)) => self.refuse_request(half_key, counter),
             Err(None) => self.end_half(half_key),
         }
+    }
+
+    /// A client that waits for an answer has finished. A Go client that gives up does that, and so may one that has nothing to say:
+    /// the answer has some time left.
+    pub(crate) fn dialler_finished(&mut self, half_key: Key) {
+        let Some(half) = self.halves.find(half_key) else { return };
+        let deadline = (half.active_at + limits::FINISHED_DIAL_TIMEOUT_NS).max(self.driver.now());
+        self.set_deadline(half_key, deadline);
     }
 
     /// Opens a stream towards a destination and passes the request on. An error is what counts it, unless it was counted.
@@ -390,6 +404,7 @@ impl<D: Driver> Worker<D> {
             let crosses = self.halves.find(forward_key).is_some_and(|half| half.stand_in.is_some());
             self.counters.add(Counter::BridgesCrossing, u64::from(crosses));
         }
+        self.end_dial(source_key);
         let now = self.driver.now();
         let deadline = now + limits::BRIDGE_IDLE_TIMEOUT_NS;
         for key in [source_key, forward_key] {

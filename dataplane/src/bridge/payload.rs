@@ -204,7 +204,8 @@ impl<D: Driver> Worker<D> {
                     self.refuse_response(half_key);
                 }
             }
-            State::Waiting | State::Ending => {}
+            State::Waiting => self.dialler_finished(half_key),
+            State::Ending => {}
         }
     }
 
@@ -284,6 +285,7 @@ impl<D: Driver> Worker<D> {
         let deadline = self.driver.now() + limits::DRAIN_TIMEOUT_NS;
         self.holders.discharge(holder, dropped);
         self.request_ended(half_key);
+        self.end_dial(half_key);
         self.release_unbridged(half_key, usize::MAX);
         self.dial_ended(half_key);
         self.release_extra(half_key);
@@ -444,7 +446,7 @@ impl<D: Driver> Worker<D> {
                     self.reset_half(partner);
                 }
             }
-            // Only where the destination is with another worker, which does not even answer.
+            // Its client has given up, or the destination is with another worker, which does not even answer.
             State::Waiting => {
                 let partner = half.partner;
                 self.counters.count(Counter::StreamsTimedOut);

@@ -64,6 +64,9 @@ impl<D: Driver> Worker<D> {
         self.owe(stand_in_key, |stand_in| stand_in.dialling = Some(dialling));
         // The other worker has a clock for the response; this one is for the worker.
         self.set_deadline(half_key, now + 2 * limits::FORWARD_TIMEOUT_NS);
+        if self.halves.find(half_key).is_some_and(|half| half.finished) {
+            self.dialler_finished(half_key);
+        }
     }
 
     /// Opens a stream for a request of another worker; none: refused, and counted.
@@ -75,6 +78,11 @@ impl<D: Driver> Worker<D> {
         let stand_in = StandIn::new(from, dial.half, dial.source);
         let holder = self.holders.find_or_insert(Name { prefix: dial.prefix, peer: dial.source });
         let half = self.insert_half(Half::stand_in(Key::NONE, State::Waiting, false, holder, stand_in));
+        if !self.begin_dial(half) {
+            self.take_half(half);
+            self.counters.count(Counter::RefusedUnanswered);
+            return None;
+        }
         let source = Source { half, session: foreign_source(from, dial.source_session), holder };
         match self.open_forward(source, dial.session, dial.destination, &dial.signed) {
             Ok(forward_key) => {

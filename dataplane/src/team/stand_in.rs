@@ -218,6 +218,9 @@ impl Writer<'_> {
             Told::Last => {
                 if let Some(mut half) = self.halves.remove(key) {
                     self.holders.discharge(half.holder, half.held_len());
+                    if half.is_dialling {
+                        self.holders.end_dial(half.holder);
+                    }
                     self.holders.remove_stream(half.holder);
                     let dropped = half.queue.clear(self.nodes, self.pool);
                     self.counters.add(Counter::BytesDropped, dropped as u64);
