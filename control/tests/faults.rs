@@ -3,11 +3,16 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::scripted::{Scripted, connect};
+use common::scripted::{Scripted, busy_server_of_2024, connect};
 use common::within;
-use ringwire::dmsg::{DialError, Disconnected, PeerFault, PingError};
+use ringwire::dmsg::{
+    Backoff, Client, ClientConfig, DialError, Disconnected, KnownServers, PeerFault, PingError,
+    ServerAddress, Session, SessionConfig,
+};
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::identity::{Address, PublicKey, SecretKey};
 use ringwire_proto::noise::{Handshake, Hybrid, Pattern, Role};
@@ -16,6 +21,7 @@ use ringwire_proto::object::{
 };
 use ringwire_proto::yamux::{Flags, Header, Kind};
 use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
 
 fn stranger() -> SecretKey {
     SecretKey::generate(&mut OsEntropy)
@@ -62,6 +68,49 @@ async fn nothing_is_sent_during_the_pause_behind_the_handshake() {
         assert_eq!((marker, &payload[..]), (Header::data(1, 2), &[0, 0][..]));
         server.say_data(1, &[0, 0]).await;
         ping.await.unwrap().unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_busy_server_of_2024_is_given_more_time_until_it_takes_the_session() {
+    within(async {
+        let secret_key = stranger();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = ServerAddress { key: secret_key.public_key(), address };
+        let ended = Arc::new(AtomicUsize::new(0));
+        // Later than the pause that is usual, and than a round trip.
+        let late = Duration::from_millis(200);
+        tokio::spawn(busy_server_of_2024(listener, secret_key, late, Arc::clone(&ended)));
+
+        // Whoever sends at once learns what it looks like, and no second client is suspected.
+        let mut hasty = SessionConfig::new(stranger(), server.clone());
+        hasty.first_frame_pause = Duration::ZERO;
+        let session = Session::connect(hasty).await.unwrap();
+        let error = session.ping().await.unwrap_err();
+        assert!(matches!(error, PingError::Disconnected(Disconnected::Unheard)), "{error}");
+        assert!(!error.to_string().contains("same key"), "{error}");
+        assert_eq!(ended.swap(0, Ordering::Relaxed), 1);
+
+        let session = Session::connect_settled(SessionConfig::new(stranger(), server.clone())).await.unwrap();
+        assert!(ended.swap(0, Ordering::Relaxed) >= 1, "it came too early at first");
+        session.close().await;
+
+        // And so does a client that keeps its sessions.
+        let mut config = ClientConfig::new(stranger(), Arc::new(KnownServers::new(vec![server])));
+        config.redial = Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(40) };
+        let client = Client::start(config).unwrap();
+        loop {
+            // A session that stayed longer than its pause and what the server needs.
+            let sessions = client.sessions();
+            if sessions.iter().any(|session| session.age > 20 * late) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(ended.load(Ordering::Relaxed) >= 1);
+        client.close().await;
     })
     .await;
 }
@@ -239,7 +288,7 @@ async fn data_right_behind_the_response_is_not_lost() {
 async fn a_server_that_breaks_the_multiplexer_is_left_with_its_reason() {
     within(async {
         type Case = (Vec<u8>, fn(&Disconnected) -> bool);
-        let cases: [Case; 4] = [
+        let cases: [Case; 5] = [
             (vec![9; 12], |reason| matches!(reason, Disconnected::Fault(PeerFault::Multiplexer(_)))),
             (Header::go_away(2).encode().to_vec(), |reason| matches!(reason, Disconnected::GoAway(2))),
             (
@@ -250,7 +299,8 @@ async fn a_server_that_breaks_the_multiplexer_is_left_with_its_reason() {
                 .concat(),
                 |reason| matches!(reason, Disconnected::Fault(PeerFault::Multiplexer(_))),
             ),
-            (Vec::new(), |reason| matches!(reason, Disconnected::ByServer)),
+            (Vec::new(), |reason| matches!(reason, Disconnected::Unheard)),
+            (Header::ping(1).encode().to_vec(), |reason| matches!(reason, Disconnected::ByServer)),
         ];
         for (bytes, expected) in cases {
             let (client, mut server) = connect(|_| {}).await;
@@ -262,6 +312,11 @@ async fn a_server_that_breaks_the_multiplexer_is_left_with_its_reason() {
                 drop(server);
             } else {
                 tokio::io::AsyncWriteExt::write_all(&mut server.socket, &bytes).await.unwrap();
+                if bytes == Header::ping(1).encode() {
+                    // Its answer shows that it was heard.
+                    while server.hear().await.0.kind != Kind::Ping {}
+                    drop(server);
+                }
             }
             let reason = client.closed().await;
             assert!(expected(&reason), "{reason:?}");

@@ -266,7 +266,8 @@ pub(super) async fn connect_pair(options: &Options) -> Result<(Session, Session,
         go_writes: options.go_writes,
         ..SessionConfig::new(SecretKey::generate(&mut OsEntropy), options.server.clone())
     };
-    let (sender, receiver) = tokio::try_join!(Session::connect(config()), Session::connect(config()))?;
+    let (sender, receiver) =
+        tokio::try_join!(Session::connect_settled(config()), Session::connect_settled(config()))?;
     let listener = receiver.listen(PORT)?;
     // The server files a session a moment after the client's side of its handshake is done, and a dial before that
     // finds nobody. An answered ping proves that it is filed; servers of 2024 do not answer, hence the bound.

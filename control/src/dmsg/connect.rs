@@ -9,25 +9,33 @@ use ringwire_proto::identity::SecretKey;
 use ringwire_proto::noise::{Handshake, HandshakeError, Hybrid, Outcome, Pattern, Role};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::address::ServerAddress;
 use super::error::{ConnectError, PeerFault};
 use super::limits::{CONNECT_LIMIT, HANDSHAKE_LIMIT};
+
+/// A connected socket whose handshake is done.
+pub(super) struct Connected {
+    pub(super) socket: TcpStream,
+    pub(super) outcome: Outcome,
+    /// From our first message to the server's answer: the path's round trip, and what the server took to have its turn.
+    pub(super) round_trip: Duration,
+}
 
 /// Connects and proves both sides' keys. Nothing behind the handshake is read.
 pub(super) async fn connect(
     secret_key: &SecretKey,
     server: &ServerAddress,
     hybrid: Hybrid,
-) -> Result<(TcpStream, Outcome), ConnectError> {
+) -> Result<Connected, ConnectError> {
     let mut socket = within(CONNECT_LIMIT, server, "the TCP connection", open_socket(server)).await?;
     let failed = |source| ConnectError::Io { server: server.clone(), source };
     // dmsg-wire 4.1: on both sides.
     socket.set_nodelay(true).map_err(failed)?;
     let handshake = shake_hands(&mut socket, secret_key, server, hybrid);
-    let outcome = within(HANDSHAKE_LIMIT, server, "the handshake", handshake).await?;
-    Ok((socket, outcome))
+    let (outcome, round_trip) = within(HANDSHAKE_LIMIT, server, "the handshake", handshake).await?;
+    Ok(Connected { socket, outcome, round_trip })
 }
 
 async fn within<T>(
@@ -57,7 +65,7 @@ async fn shake_hands(
     secret_key: &SecretKey,
     server: &ServerAddress,
     hybrid: Hybrid,
-) -> Result<Outcome, ConnectError> {
+) -> Result<(Outcome, Duration), ConnectError> {
     let fault = |error: HandshakeError| match error {
         HandshakeError::HybridRequired => ConnectError::NotHybrid { server: server.clone() },
         other => ConnectError::Fault { server: server.clone(), fault: other.into() },
@@ -71,7 +79,8 @@ async fn shake_hands(
     let mut handshake =
         Handshake::new(Pattern::Xk, Role::Initiator, secret_key, Some(&server.key), hybrid, &mut OsEntropy)
             .map_err(fault)?;
-    let mut message = Vec::new();
+    let (mut message, mut round_trip) = (Vec::new(), Duration::ZERO);
+    let mut written_at = Instant::now();
     while !handshake.is_finished() {
         if handshake.is_my_turn() {
             message.clear();
@@ -83,6 +92,7 @@ async fn shake_hands(
             })?;
             frame.extend_from_slice(&message);
             socket.write_all(&frame).await.map_err(failed)?;
+            written_at = Instant::now();
         } else {
             let length = usize::from(socket.read_u16().await.map_err(failed)?);
             if length > FRAME_BODY_MAX {
@@ -91,8 +101,9 @@ async fn shake_hands(
             }
             message.resize(length, 0);
             socket.read_exact(&mut message).await.map_err(failed)?;
+            round_trip = written_at.elapsed();
             handshake.read_message(&message).map_err(fault)?;
         }
     }
-    handshake.finish().map_err(fault)
+    Ok((handshake.finish().map_err(fault)?, round_trip))
 }

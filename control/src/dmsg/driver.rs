@@ -109,8 +109,8 @@ impl Driver {
         let mut buffer = ReadBuf::new(&mut self.input);
         match Pin::new(&mut self.socket).poll_read(context, &mut buffer) {
             Poll::Pending => return Ok(false),
-            Poll::Ready(Err(error)) => return Err(lost(&error)),
-            Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Err(Disconnected::ByServer),
+            Poll::Ready(Err(error)) => return Err(self.lost(&error)),
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => return Err(self.closed()),
             Poll::Ready(Ok(())) => {}
         }
         let length = buffer.filled().len();
@@ -147,9 +147,9 @@ impl Driver {
             let rest = self.out.get(self.out_at..end).unwrap_or_default();
             match Pin::new(&mut self.socket).poll_write(context, rest) {
                 Poll::Pending => return Ok(moved),
-                Poll::Ready(Ok(0)) => return Err(Disconnected::ByServer),
+                Poll::Ready(Ok(0)) => return Err(self.closed()),
                 Poll::Ready(Ok(written)) => self.out_at += written,
-                Poll::Ready(Err(error)) => return Err(lost(&error)),
+                Poll::Ready(Err(error)) => return Err(self.lost(&error)),
             }
             moved = true;
         }
@@ -240,12 +240,17 @@ impl Driver {
             }
         }
     }
-}
 
-/// A connection that the server closed while bytes were under way ends in one of these two.
-fn lost(error: &io::Error) -> Disconnected {
-    match error.kind() {
-        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Disconnected::ByServer,
-        kind => Disconnected::Io(kind),
+    /// The server closed the connection.
+    fn closed(&self) -> Disconnected {
+        if self.shared.was_heard() { Disconnected::ByServer } else { Disconnected::Unheard }
+    }
+
+    /// A connection that the server closed while bytes were under way ends in one of these two errors.
+    fn lost(&self, error: &io::Error) -> Disconnected {
+        match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => self.closed(),
+            kind => Disconnected::Io(kind),
+        }
     }
 }

@@ -52,9 +52,16 @@ pub enum Disconnected {
     /// [`super::Session::close`] was called, or the last handle was dropped.
     #[error("the connection was closed on this side")]
     Here,
-    /// The server closed it: it stopped, or another session with the same key replaced this one (dmsg-wire 11.1).
-    #[error("the server closed the connection: it stopped, or a second client uses the same key")]
+    /// The server closed it: it stopped, ended this session, or has another one of this key (dmsg-wire 11.1). It does not say which.
+    #[error("the server closed the connection")]
     ByServer,
+    /// The server closed it and had not sent a byte: it stopped, or it is one of 2024 that was too busy to read the end of the handshake
+    /// before the first bytes behind it came (dmsg-wire 4.4). The next session with it sends later.
+    #[error(
+        "the server closed the connection before it sent anything: it stopped, or what was sent came too soon behind the handshake, which \
+         servers of 2024 do not bear when they are busy"
+    )]
+    Unheard,
     /// The server announced an end with an error (dmsg-wire 5.6).
     #[error("the server gave up on the connection with go-away code {0}")]
     GoAway(u32),
@@ -72,6 +79,14 @@ pub enum Disconnected {
 /// Why no connection to a server came about.
 #[derive(Debug, Error)]
 pub enum ConnectError {
+    /// The server took the handshake and then closed the connection.
+    #[error("no session with {server}: {reason}; look at the server's log")]
+    Ended {
+        /// The server.
+        server: ServerAddress,
+        /// How it ended.
+        reason: Disconnected,
+    },
     /// The server's host name has no address.
     #[error("cannot resolve {address}: {source}")]
     Resolve {

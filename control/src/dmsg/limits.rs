@@ -63,6 +63,15 @@ pub(super) const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// first frame arrives in one read with that message (dmsg-wire 4.4).
 pub(super) const FIRST_FRAME_PAUSE: Duration = Duration::from_millis(40);
 
+/// That pause at most, after a server closed several sessions in a row before it sent a byte: each doubles it.
+pub(super) const FIRST_FRAME_PAUSE_MAX: Duration = Duration::from_millis(1280);
+
+/// How long a new session waits for its server's first byte where one is wanted before it is used. Multiplexers answer pings at once.
+pub(super) const SETTLE_LIMIT: Duration = Duration::from_secs(3);
+
+/// How often such a session is made anew when the server closes it before that byte.
+pub(super) const SETTLE_TRIES: u32 = 6;
+
 /// Time between pings of the session multiplexer (dmsg-wire 5.1).
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);
 

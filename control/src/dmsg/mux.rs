@@ -141,6 +141,12 @@ impl Mux {
         Ok(self.session.next_timeout())
     }
 
+    /// Asks the peer's multiplexer for a sign of life; all of them answer.
+    pub(super) fn ping(&mut self, now_ns: u64) {
+        self.session.ping(now_ns);
+        self.look_for_control();
+    }
+
     pub(super) fn next_timeout_ns(&self) -> Option<u64> {
         self.session.next_timeout()
     }

@@ -11,12 +11,13 @@ use ringwire_proto::object::Generation;
 use tokio::time::timeout;
 
 use super::address::ServerAddress;
-use super::connect::connect;
+use super::connect::{Connected, connect};
 use super::dial;
 use super::driver::Driver;
 use super::error::{ConnectError, DialError, Disconnected, ListenError, PingError};
 use super::limits::{
-    CLOSE_LIMIT, DIAL_LIMIT, FIRST_FRAME_PAUSE, KEEPALIVE, KEEPALIVE_LIMIT, LISTENER_QUEUE, PING_LIMIT,
+    CLOSE_LIMIT, DIAL_LIMIT, FIRST_FRAME_PAUSE, FIRST_FRAME_PAUSE_MAX, KEEPALIVE, KEEPALIVE_LIMIT,
+    LISTENER_QUEUE, PING_LIMIT, SETTLE_LIMIT, SETTLE_TRIES,
 };
 use super::listener::{Listener, Owner};
 use super::mux::Mux;
@@ -39,8 +40,8 @@ pub struct SessionConfig {
     pub dial_limit: Duration,
     /// Streams that may wait in one listener.
     pub listener_queue: usize,
-    /// Pause before the first multiplexer frame, for servers that drop a session otherwise (dmsg-wire 4.4). Zero is
-    /// right for servers known to be newer.
+    /// Pause before the first multiplexer frame, for servers that drop a session otherwise (dmsg-wire 4.4): at least this, and a round
+    /// trip as the handshake saw it. Zero is none, and right for servers known to be newer.
     pub first_frame_pause: Duration,
     /// Time between pings of the multiplexer (dmsg-wire 5.6).
     pub keepalive: Duration,
@@ -92,15 +93,41 @@ impl Session {
         Self::connect_with(config, None).await
     }
 
+    /// As [`Self::connect`], and the server has sent its first byte, or was silent for so long that it may be taken at its word. One that
+    /// closes the connection before is given more time, up to [`SETTLE_TRIES`] times.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn connect_settled(mut config: SessionConfig) -> Result<Self, ConnectError> {
+        let mut tries = 0;
+        loop {
+            let session = Self::connect(config.clone()).await?;
+            let reason = match timeout(SETTLE_LIMIT, session.handle.wait_until_heard()).await {
+                Ok(Ok(())) | Err(_) => return Ok(session),
+                Ok(Err(reason)) => reason,
+            };
+            tries += 1;
+            if tries > SETTLE_TRIES || !matches!(reason, Disconnected::Unheard) {
+                return Err(ConnectError::Ended { server: config.server, reason });
+            }
+            config.first_frame_pause = longer_pause(config.first_frame_pause, 1);
+            tokio::time::sleep(config.first_frame_pause).await;
+        }
+    }
+
     /// As [`Self::connect`], with the ports of a client that has several sessions.
     pub(super) async fn connect_with(
         config: SessionConfig,
         ports: Option<Arc<Ports>>,
     ) -> Result<Self, ConnectError> {
-        let (socket, outcome) = connect(&config.secret_key, &config.server, config.hybrid).await?;
+        let Connected { socket, outcome, round_trip } =
+            connect(&config.secret_key, &config.server, config.hybrid).await?;
         let shared = Arc::new(Shared::new(&outcome, &config, ports));
         let handle = Handle::new(Arc::clone(&shared));
-        tokio::spawn(Driver::new(socket, shared, config.first_frame_pause, config.go_writes).run());
+        let pause = config.first_frame_pause;
+        // A server that took long to answer takes as long to read the end of the handshake.
+        let pause = if pause.is_zero() { pause } else { pause.max(round_trip) };
+        tokio::spawn(Driver::new(socket, shared, pause, config.go_writes).run());
         Ok(Self { handle, generation: config.generation, listener_queue: config.listener_queue })
     }
 
@@ -198,6 +225,12 @@ impl Session {
         // The driver keeps the same limit; a little more lets it win.
         timeout(CLOSE_LIMIT + Duration::from_millis(200), self.handle.wait_until_ended()).await.ok();
     }
+}
+
+/// The pause before the first frame to a server that closed so many sessions in a row before it sent anything.
+pub(super) fn longer_pause(pause: Duration, unheard: u32) -> Duration {
+    let pause = if unheard > 0 { pause.max(FIRST_FRAME_PAUSE) } else { pause };
+    pause.max(pause.saturating_mul(1 << unheard.min(16)).min(FIRST_FRAME_PAUSE_MAX))
 }
 
 impl fmt::Debug for Session {

@@ -41,6 +41,8 @@ pub(super) struct Shared {
     owns_ports: bool,
     /// When bytes of the server last arrived, on the clock of [`Self::now_ns`].
     heard_ns: AtomicU64,
+    /// The first ones have.
+    heard: watch::Sender<bool>,
     ended: watch::Sender<bool>,
     alive: OnceLock<Weak<CloseOnDrop>>,
     started: Instant,
@@ -66,6 +68,7 @@ impl Shared {
             owns_ports: ports.is_none(),
             ports: ports.unwrap_or_else(|| Arc::new(Ports::new())),
             heard_ns: AtomicU64::new(0),
+            heard: watch::Sender::new(false),
             ended: watch::Sender::new(false),
             alive: OnceLock::new(),
             started: Instant::now(),
@@ -80,6 +83,26 @@ impl Shared {
     /// Bytes of the server arrived.
     pub(super) fn note_heard(&self, now_ns: u64) {
         self.heard_ns.store(now_ns, Ordering::Relaxed);
+        if !self.was_heard() {
+            self.heard.send_replace(true);
+        }
+    }
+
+    /// Whether a byte of the server has arrived.
+    pub(super) fn was_heard(&self) -> bool {
+        *self.heard.borrow()
+    }
+
+    /// Waits for the server's first byte, which it is asked for; the connection may be over before.
+    pub(super) async fn wait_until_heard(&self) -> Result<(), Disconnected> {
+        let now_ns = self.now_ns();
+        self.with(|mux| mux.ping(now_ns));
+        let (mut heard, mut ended) = (self.heard.subscribe(), self.ended.subscribe());
+        tokio::select! {
+            // Their senders live in `self`, so waiting cannot fail.
+            _ = heard.wait_for(|heard| *heard) => Ok(()),
+            _ = ended.wait_for(|ended| *ended) => if self.was_heard() { Ok(()) } else { Err(self.disconnected()) },
+        }
     }
 
     /// When bytes of the server last arrived; the beginning when none did.

@@ -1,5 +1,7 @@
 //! A server that says exactly what a test wants said, right or wrong.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ringwire::dmsg::{ServerAddress, Session, SessionConfig};
@@ -39,6 +41,62 @@ pub async fn connect(adjust: impl FnOnce(&mut SessionConfig)) -> (Session, Scrip
     let (client, (socket, outcome)) = tokio::join!(Session::connect(config), accept);
     let (sealer, opener) = (Sealer::new(&outcome.send), Opener::new(&outcome.receive));
     (client.unwrap(), Scripted { socket, secret_key, client: outcome.remote, sealer, opener })
+}
+
+/// A server of 2024 on a busy machine: it reads the end of the handshake so late, and through a buffer, and ends the session when the
+/// buffer has more than that in it (dmsg-wire 4.4). Otherwise it answers pings of the multiplexer. Counts what it ended so.
+pub async fn busy_server_of_2024(
+    listener: TcpListener,
+    secret_key: SecretKey,
+    late: Duration,
+    ended: Arc<AtomicUsize>,
+) {
+    loop {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let (secret_key, ended) = (secret_key.clone(), Arc::clone(&ended));
+        tokio::spawn(async move {
+            let mut handshake =
+                Handshake::new(Pattern::Xk, Role::Responder, &secret_key, None, Hybrid::Off, &mut OsEntropy)
+                    .unwrap();
+            let mut message = vec![0; socket.read_u16().await.unwrap().into()];
+            socket.read_exact(&mut message).await.unwrap();
+            handshake.read_message(&message).unwrap();
+            let (mut message, mut frame) = (Vec::new(), Vec::new());
+            handshake.write_message(&mut message).unwrap();
+            push_prefix(message.len(), &mut frame).unwrap();
+            frame.extend(message);
+            socket.write_all(&frame).await.unwrap();
+            tokio::time::sleep(late).await;
+            let mut buffer = vec![0; 4096];
+            let mut len = 0;
+            while len < 2 || len < 2 + usize::from(u16::from_be_bytes([buffer[0], buffer[1]])) {
+                match socket.read(&mut buffer[len..]).await.unwrap() {
+                    0 => return,
+                    read => len += read,
+                }
+            }
+            let end = 2 + usize::from(u16::from_be_bytes([buffer[0], buffer[1]]));
+            handshake.read_message(&buffer[2..end]).unwrap();
+            if len > end {
+                ended.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            let mut header = [0; HEADER_LEN];
+            while socket.read_exact(&mut header).await.is_ok() {
+                let header = Header::decode(&header).unwrap();
+                let mut payload = vec![0; header.payload_len() as usize];
+                socket.read_exact(&mut payload).await.unwrap();
+                let answer = match header.kind {
+                    Kind::Ping if header.flags.contains(Flags::SYN) => Header { flags: Flags::ACK, ..header },
+                    Kind::WindowUpdate if header.flags.contains(Flags::SYN) => {
+                        Header::window_update(header.stream, 0).with_flags(Flags::ACK)
+                    }
+                    _ => continue,
+                };
+                socket.write_all(&answer.encode()).await.unwrap();
+            }
+        });
+    }
 }
 
 async fn shake_hands(socket: &mut TcpStream, secret_key: &SecretKey) -> Outcome {

@@ -51,6 +51,8 @@ struct Candidate {
 #[derive(Clone, Copy)]
 struct Trouble {
     failures: u32,
+    /// Sessions it closed before it sent a byte.
+    unheard: u32,
     until: Instant,
 }
 
@@ -99,11 +101,23 @@ impl Candidates {
 
     /// No session came about, or it ended too soon.
     pub(super) fn failed(&mut self, key: PublicKey, now: Instant, random: u64) -> Duration {
-        let trouble = self.troubles.entry(key).or_insert(Trouble { failures: 0, until: now });
+        let trouble = self.troubles.entry(key).or_insert(Trouble { failures: 0, unheard: 0, until: now });
         trouble.failures = trouble.failures.saturating_add(1);
         let pause = self.backoff.pause(trouble.failures, random);
         trouble.until = now + pause;
         pause
+    }
+
+    /// A session that failed was closed before a byte of the server came.
+    pub(super) fn was_unheard(&mut self, key: &PublicKey) {
+        if let Some(trouble) = self.troubles.get_mut(key) {
+            trouble.unheard = trouble.unheard.saturating_add(1);
+        }
+    }
+
+    /// How many of a server's sessions ended so since one lasted: the next is to be given more time.
+    pub(super) fn unheard(&self, key: &PublicKey) -> u32 {
+        self.troubles.get(key).map_or(0, |trouble| trouble.unheard)
     }
 
     /// A session lasted.

@@ -23,7 +23,7 @@ use super::table::{Pulse, SessionId, Table};
 use crate::dmsg::address::ServerAddress;
 use crate::dmsg::error::Disconnected;
 use crate::dmsg::ports::Ports;
-use crate::dmsg::session::Session;
+use crate::dmsg::session::{Session, longer_pause};
 
 /// The common state of one client.
 pub(in crate::dmsg) struct Inner {
@@ -165,7 +165,9 @@ impl Inner {
         if let Some(left) = self.candidates().resting(&server.key, now) {
             return Err(SessionError::Resting(left));
         }
-        let config = self.config.session_with(server.clone());
+        let mut config = self.config.session_with(server.clone());
+        let unheard = self.candidates().unheard(&server.key);
+        config.first_frame_pause = longer_pause(config.first_frame_pause, unheard);
         match Session::connect_with(config, Some(Arc::clone(&self.ports))).await {
             Ok(session) => self.install(server.clone(), session),
             Err(error) => {
@@ -207,6 +209,9 @@ impl Inner {
             candidates.pardon(&id.0);
         }
         let pause = candidates.failed(id.0, now, random());
+        if matches!(reason, Disconnected::Unheard) {
+            candidates.was_unheard(&id.0);
+        }
         drop(candidates);
         tracing::debug!(server = %id.0, ?pause, "pause before the next session");
         self.status.send_modify(|status| status.trouble = Some(format!("server {}: {reason}", id.0)));
