@@ -315,16 +315,33 @@ async fn the_end_of_the_server_reaches_everybody() {
 }
 
 #[tokio::test]
-async fn the_newest_session_of_a_key_wins() {
+async fn two_sessions_of_one_key_that_live_both_stay_and_the_first_is_dialled() {
     within(async {
         let server = server(Hybrid::Offer);
         let config = config(&server);
         let first = Session::connect(config.clone()).await.unwrap();
         first.ping().await.unwrap();
         let second = Session::connect(config).await.unwrap();
-        let reason = first.closed().await;
-        assert!(reason.to_string().contains("same key"), "{reason}");
         second.ping().await.unwrap();
+        let dialler = session(&server).await;
+        let destination = Address { key: first.public_key(), port: 80 };
+        let (mut at_first, mut at_second) = (first.listen(80).unwrap(), second.listen(80).unwrap());
+        for _ in 0..24 {
+            let (dialled, accepted) = tokio::join!(dialler.dial(destination), at_first.accept());
+            dialled.unwrap();
+            accepted.unwrap();
+        }
+        // It leaves, and the other one is dialled.
+        drop(at_first);
+        first.close().await;
+        loop {
+            // A dial may come before the end of the first one is known.
+            let dialled = tokio::time::timeout(Duration::from_secs(5), dialler.dial(destination)).await;
+            if let Ok(Ok(_)) = dialled {
+                break;
+            }
+        }
+        at_second.accept().await.unwrap();
     })
     .await;
 }

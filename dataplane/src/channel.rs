@@ -218,7 +218,7 @@ impl<D: Driver> Worker<D> {
         match listing.of {
             Table::Sessions => {
                 let (key, session) = self.sessions.at(listing.next)?;
-                let session = note(key, session.peer_address, session.open()?);
+                let session = self.note(key, session.peer_address, session.open()?);
                 Some(Event::Listed { request, session })
             }
             Table::Bridges => {
@@ -249,7 +249,7 @@ impl<D: Driver> Worker<D> {
         }
         let Some(session) = self.sessions.find(key) else { return };
         let Some(open) = session.open() else { return };
-        let event = Event::Opened(note(key, session.peer_address, open));
+        let event = Event::Opened(self.note(key, session.peer_address, open));
         self.tell(&event);
     }
 
@@ -258,9 +258,21 @@ impl<D: Driver> Worker<D> {
         if self.link.is_none() {
             return;
         }
-        let mut session = note(key, address, open);
+        let mut session = self.note(key, address, open);
+        session.stands_by = false;
         session.at_ns = self.driver.now();
         self.tell(&Event::Closed(session, event_reason(reason)));
+    }
+
+    fn note(&self, key: Key, address: SocketAddr, open: &Open) -> SessionNote {
+        SessionNote {
+            session: key.number(),
+            peer: peer_key(&open.peer),
+            address,
+            hybrid: open.hybrid,
+            stands_by: self.stands_by(open),
+            at_ns: open.opened_at,
+        }
     }
 
     fn tell(&mut self, event: &Event) {
@@ -281,16 +293,6 @@ impl<D: Driver> Worker<D> {
         if let Some(link) = self.link.take() {
             link.end.hang_up();
         }
-    }
-}
-
-fn note(key: Key, address: SocketAddr, open: &Open) -> SessionNote {
-    SessionNote {
-        session: key.number(),
-        peer: peer_key(&open.peer),
-        address,
-        hybrid: open.hybrid,
-        at_ns: open.opened_at,
     }
 }
 

@@ -47,8 +47,14 @@ counters! {
     SessionsHybrid => "sessions_hybrid_total",
     /// Of the sessions opened: those whose peer speaks smux.
     SessionsSmux => "sessions_smux_total",
-    /// A session was displaced by a newer one of the same key.
+    /// A session gave no sign of life, and a newer one of the same key took its place.
     SessionsDisplaced => "sessions_displaced_total",
+    /// A session came whose key another one holds: it stands by.
+    SessionsStandby => "sessions_standby_total",
+    /// A session that stood by took over, for whatever reason the holder ended.
+    StandbysTookOver => "standbys_took_over_total",
+    /// Two live clients were found to use one key.
+    KeysContested => "keys_contested_total",
     /// A connection was closed right after it was accepted: as many are open as the limit of open files permits.
     RefusedDescriptors => "refused_descriptors_total",
     /// A session was closed right after its handshake: its address has as many as it may.

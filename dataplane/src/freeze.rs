@@ -28,13 +28,13 @@ use crate::holders::Name;
 use crate::lane::Lane;
 use crate::limits;
 use crate::prefix::Prefix;
-use crate::session::{CloseReason, Look, Mux, Open, Phase, Purse, Rest, Session, Target};
+use crate::session::{CloseReason, Look, Mux, Open, Phase, Purse, Rest, Rival, Session, Target};
 use crate::slab::{Key, Slab};
 use crate::team::{Dialling, Owes, StandIn, Team};
 use crate::worker::{Settings, Timer, Worker};
 
 /// Changes whenever the layout below does: a blob of another version is refused.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// A frozen worker. Erased when dropped.
 pub struct Frozen(Zeroizing<Vec<u8>>);
@@ -113,6 +113,10 @@ struct FrozenSession {
     replay: WindowReplay,
     /// That of its entry in the directory, if that outlives the worker.
     generation: u64,
+    /// Another one holds its key.
+    stands_by: bool,
+    heard_at: Nanos,
+    rival: Option<Rival>,
     /// Received and not handled.
     rest: Vec<u8>,
 }
@@ -186,6 +190,7 @@ impl<D: Driver> Worker<D> {
     /// As for `freeze`.
     pub fn freeze_of_team(mut self) -> Result<(D, Frozen, Option<Team>), FreezeError> {
         self.recall()?;
+        self.decide_all_contested();
         let half_open: Vec<Key> = self
             .sessions
             .iter()
@@ -206,7 +211,8 @@ impl<D: Driver> Worker<D> {
                 .into_entries()
                 .filter_map(|(key, mut session)| {
                     let rest = self.write_out(session.open_mut()?.rest.spans());
-                    Some((key, freeze_session(session, rest)?))
+                    let stands_by = session.open().is_some_and(|open| self.stands_by(open));
+                    Some((key, freeze_session(session, stands_by, rest)?))
                 })
                 .collect(),
             halves: halves
@@ -273,6 +279,13 @@ impl<D: Driver> Worker<D> {
             halves.push((key, worker.thaw_half(half).ok_or(FreezeError::Memory { needed })?));
         }
         worker.halves = Slab::from_entries(&frozen.half_generations, halves);
+        // The directory of several outlives each; that of one is made anew, holders before those who stand by, in their order.
+        let mut entries: Vec<(bool, u64, Key)> = frozen
+            .sessions
+            .iter()
+            .map(|(key, session)| (session.stands_by, session.generation, *key))
+            .collect();
+        entries.sort_unstable();
         let sessions: Vec<(Key, Session)> = frozen
             .sessions
             .into_iter()
@@ -280,8 +293,21 @@ impl<D: Driver> Worker<D> {
             .collect::<Result<_, _>>()?;
         worker.sessions = Slab::from_entries(&frozen.session_generations, sessions);
         worker.connections = frozen.connections;
+        if worker.team.is_none() {
+            entries.into_iter().for_each(|(_, _, key)| worker.file_again(key));
+        }
         worker.resume();
         Ok(worker)
+    }
+
+    /// Files a thawed session under its key, beside or behind those that came before it.
+    fn file_again(&mut self, key: Key) {
+        let Some(session) = self.sessions.find_mut(key) else { return };
+        let address = session.peer_address;
+        if let Some(open) = session.open_mut() {
+            let inserted = self.directory.insert(open.peer, self.index, key.number(), address);
+            open.generation = inserted.generation;
+        }
     }
 
     /// Takes back what is pending at the driver.
@@ -464,11 +490,6 @@ impl<D: Driver> Worker<D> {
             let prefix = Prefix::from(session.peer_address.ip());
             let peer = session.open().map(|open| open.peer);
             self.file_socket(socket, key);
-            // The directory of several outlives each: a session that was displaced meanwhile must not come back, and the letter
-            // that closes it is on its way.
-            if self.team.is_none() {
-                self.enter_directory(key);
-            }
             if self.settings.sessions_per_address.is_some()
                 && let Some(peer) = peer
             {
@@ -526,7 +547,7 @@ fn thaw_stand_in(frozen: FrozenStandIn) -> Option<StandIn> {
     })
 }
 
-fn freeze_session(session: Session, rest: Vec<u8>) -> Option<FrozenSession> {
+fn freeze_session(session: Session, stands_by: bool, rest: Vec<u8>) -> Option<FrozenSession> {
     let Phase::Open(open) = session.phase else { return None };
     Some(FrozenSession {
         socket: session.socket,
@@ -545,6 +566,9 @@ fn freeze_session(session: Session, rest: Vec<u8>) -> Option<FrozenSession> {
         sent_objects: open.sealer.counter(),
         replay: open.opener.replay().clone(),
         generation: open.generation,
+        stands_by,
+        heard_at: open.heard_at,
+        rival: open.rival,
         rest,
     })
 }
@@ -572,6 +596,8 @@ fn thaw_session(frozen: FrozenSession, now: Nanos) -> Result<Session, FreezeErro
         rest: Rest::default(),
         purse: Purse::new(now),
         pinged_at: 0,
+        heard_at: frozen.heard_at,
+        rival: frozen.rival,
         look: Look::default(),
         urgent: Default::default(),
         bulk: Default::default(),

@@ -357,6 +357,24 @@ pub const USER_TIMEOUT_MS: u32 = 25_000;
 /// taken.
 pub const UNANSWERED_LOOK_NS: u64 = 15 * SECOND_NS;
 
+/// A session whose key another one came with gives a sign of life within this time, in nanoseconds, or two round trips if that is longer;
+/// then the other takes over.
+pub const RIVAL_ANSWER_NS: u64 = SECOND_NS / 2;
+
+/// A client that cannot be asked (smux, or before its first byte) is taken to live if bytes of it came within this time, in nanoseconds.
+/// Nor is one asked again so soon.
+pub const RIVAL_FRESH_NS: u64 = SECOND_NS;
+
+/// Dials that wait for that sign of life, so as not to be sent to a dead session; the next is sent all the same.
+pub const CONTESTED_DIALS_MAX: usize = 1024;
+
+/// How often a session that others of its key stand by for is asked again, in nanoseconds. Not shorter than the keepalive of smux clients.
+pub const RIVAL_INTERVAL_NS: u64 = 12 * SECOND_NS;
+
+/// A session that took over from a silent one is left in peace for so long, in nanoseconds: two clients that are both too slow to answer
+/// must not take turns.
+pub const RIVAL_SETTLES_NS: u64 = 10 * SECOND_NS;
+
 /// Workers of a data plane at most: more than that has more mailboxes (one for each pair) than it has use for.
 pub const WORKERS_MAX: usize = 64;
 

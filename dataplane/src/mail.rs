@@ -92,6 +92,8 @@ pub struct SessionReport {
     pub address: SocketAddr,
     /// Whether the handshake had the post-quantum part.
     pub hybrid: bool,
+    /// Another session holds its key.
+    pub stands_by: bool,
     /// Its multiplexer: `yamux`, `smux 1`, `smux 2`, or `unknown` before its first byte.
     pub multiplexer: &'static str,
     /// Streams, of both sides.
@@ -176,6 +178,7 @@ impl<D: Driver> Worker<D> {
                 peer: open.peer,
                 address: session.peer_address,
                 hybrid: open.hybrid,
+                stands_by: self.stands_by(open),
                 multiplexer: open.mux.name(),
                 streams: open.mux.stream_count(),
             }),

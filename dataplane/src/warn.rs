@@ -24,9 +24,10 @@ pub(crate) enum Kind {
     SessionDead,
     Violation,
     MemoryUsedUp,
+    KeyContested,
 }
 
-const KINDS: usize = Kind::MemoryUsedUp as usize + 1;
+const KINDS: usize = Kind::KeyContested as usize + 1;
 
 /// See the module's head. One for each worker.
 #[derive(Debug, Default)]

@@ -35,7 +35,7 @@ use crate::limits;
 use crate::mail::{ORDERS_MAX, Order};
 use crate::prefix::Prefix;
 use crate::queue::Nodes;
-use crate::session::{CloseReason, Crowd, Session, Share};
+use crate::session::{CloseReason, ContestedDial, Crowd, Session, Share};
 use crate::slab::{Key, Slab};
 use crate::team::Team;
 use crate::wait::{Brought, WaitPolicy};
@@ -172,6 +172,8 @@ pub struct Worker<D> {
     pub(crate) proving: usize,
     /// Dials that wait for some of these.
     pub(crate) undecided: Vec<Undecided>,
+    /// Dials that wait until it is known whether their destination lives.
+    pub(crate) contested: Vec<(PublicKey, ContestedDial)>,
     /// Sessions that may have something to send.
     pub(crate) marked: Vec<Key>,
     /// Halves whose queue took spans in place in this turn.
@@ -258,6 +260,7 @@ impl<D: Driver> Worker<D> {
             warnings: Warnings::default(),
             proving: 0,
             undecided: Vec::new(),
+            contested: Vec::new(),
             marked: Vec::with_capacity(limits::TURN_LIST_AT_START),
             touched: Vec::with_capacity(limits::TURN_LIST_AT_START),
             starved: Vec::with_capacity(limits::TURN_LIST_AT_START),

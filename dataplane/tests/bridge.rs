@@ -14,6 +14,7 @@ use ringwire_proto::noise::Hybrid;
 use ringwire_proto::object::{Generation, StreamResponse, object_hash, open_response, sign_object};
 use ringwire_proto::yamux::{Flags, Header};
 use support::drivers::on_each_driver;
+use support::living::{Living, dial};
 use support::{LIMIT, Peer, bridge, pattern, start_server, start_server_with};
 
 on_each_driver!(
@@ -294,11 +295,15 @@ fn the_newest_session_of_a_key_wins() {
     let server = start_server();
     let secret = SecretKey::generate(&mut OsEntropy);
     let mut first = Peer::connect_as(secret.clone(), &server, Hybrid::Offer);
+    first.settle();
     let mut second = Peer::connect_as(secret, &server, Hybrid::Offer);
-    first.wait_closed();
+    second.settle();
+    let second = Living::start(second);
+    // The first one answers no ping.
     let mut dialler = Peer::connect(&server);
-    bridge(&mut dialler, &mut second);
-    assert_eq!(server.counters().value(Counter::SessionsDisplaced), 1);
+    assert!(dial(&mut dialler, second.key));
+    assert_eq!((second.answered(), server.counters().value(Counter::SessionsDisplaced)), (1, 1));
+    first.wait_closed();
 }
 
 fn breaking_the_multiplexers_rules_ends_that_session_alone() {

@@ -378,6 +378,7 @@ fn an_address_over_its_limit_is_closed_promptly_and_may_reconnect() {
     // One of the three comes back before the server has noticed that it was gone.
     let mut again = Peer::connect_as(peers[0].secret.clone(), &server, Hybrid::Offer);
     again.settle();
+    wait_for("the end of the former", || server.counters().value(Counter::SessionsDisplaced) == 1);
     peers[0].wait_closed();
     assert!(has_session(&server, again.key));
     // Another leaves, and the fourth finds room.

@@ -56,6 +56,7 @@ pub fn dump(state: &State) -> Result<(Sessions, Streams, socket::Memory), Direct
             public_key: key_text(&session.peer),
             address: session.address.clone(),
             hybrid: session.hybrid,
+            standby: session.stands_by,
             opened_ns: session.opened_ns,
             age_s: seconds(now.saturating_sub(session.opened_ns)),
         })

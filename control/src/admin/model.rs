@@ -116,6 +116,8 @@ pub struct Session {
     pub address: String,
     /// Whether the handshake had the post-quantum part.
     pub hybrid: bool,
+    /// Another live session holds its key: two clients use it, and this one is not dialled.
+    pub standby: bool,
     /// When it was authenticated.
     pub opened_ns: u64,
     /// How long ago that is.

@@ -197,6 +197,7 @@ async fn sessions(Shared(admin): Shared<Admin>) -> Answer<Sessions> {
             public_key: key_text(session.note.peer.as_bytes()),
             address: session.note.address.to_string(),
             hybrid: session.note.hybrid,
+            standby: session.note.stands_by,
             opened_ns: session.note.at_ns,
             age_s: seconds(now.saturating_sub(session.note.at_ns)),
         })

@@ -187,19 +187,26 @@ pub(super) fn show(show: &Show) -> anyhow::Result<ExitCode> {
 }
 
 fn sessions_text(sessions: &Sessions) -> String {
-    let mut table = Table::new(["public key", "address", "age", "handshake", "worker", "session"]);
+    let mut table = Table::new(["public key", "address", "age", "handshake", "", "worker", "session"]);
     for session in &sessions.sessions {
         table.row([
             session.public_key.clone(),
             session.address.clone(),
             age(session.age_s),
             if session.hybrid { "hybrid" } else { "classical" }.to_owned(),
+            if session.standby { "standby" } else { "" }.to_owned(),
             session.worker.to_string(),
             session.session.to_string(),
         ]);
     }
     let mut text = table.render();
     text.push_str(&format!("{} sessions\n", sessions.sessions.len()));
+    for session in sessions.sessions.iter().filter(|session| session.standby) {
+        text.push_str(&format!(
+            "Two clients use the key {}: the one at {} stands by and is not dialled. Give each machine a key of its own.\n",
+            session.public_key, session.address
+        ));
+    }
     if !sessions.current {
         text.push_str("The list is being refreshed and may be out of date; try again.\n");
     }

@@ -14,6 +14,8 @@ pub struct Proxy {
     pub address: SocketAddr,
     /// Connections below this number are frozen.
     frozen: watch::Sender<usize>,
+    /// Connections below this number are closed.
+    cut: watch::Sender<usize>,
     accepted: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -23,7 +25,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (frozen, accepted) = (watch::Sender::new(0), Arc::new(AtomicUsize::new(0)));
-        let (watched, count) = (frozen.clone(), Arc::clone(&accepted));
+        let cut = watch::Sender::new(0);
+        let (watched, cutting, count) = (frozen.clone(), cut.clone(), Arc::clone(&accepted));
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let number = count.fetch_add(1, Ordering::SeqCst);
@@ -32,16 +35,33 @@ impl Proxy {
                 server.set_nodelay(true).unwrap();
                 let (from_client, to_client) = client.into_split();
                 let (from_server, to_server) = server.into_split();
-                tokio::spawn(carry(from_client, to_server, number, watched.subscribe()));
-                tokio::spawn(carry(from_server, to_client, number, watched.subscribe()));
+                let ways = [watched.subscribe(), watched.subscribe()];
+                let mut cut = cutting.subscribe();
+                tokio::spawn(async move {
+                    let [forth, back] = ways;
+                    tokio::select! {
+                        _ = cut.wait_for(|below| number < *below) => {}
+                        _ = async {
+                            tokio::join!(
+                                carry(from_client, to_server, number, forth),
+                                carry(from_server, to_client, number, back),
+                            )
+                        } => {}
+                    }
+                });
             }
         });
-        Self { address, frozen, accepted, task }
+        Self { address, frozen, cut, accepted, task }
     }
 
     /// Freezes every connection there is; later ones pass.
     pub fn freeze(&self) {
         self.frozen.send_replace(self.accepted.load(Ordering::SeqCst));
+    }
+
+    /// Closes every connection there is; later ones pass.
+    pub fn cut(&self) {
+        self.cut.send_replace(self.accepted.load(Ordering::SeqCst));
     }
 
     pub fn accepted(&self) -> usize {

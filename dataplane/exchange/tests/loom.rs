@@ -3,6 +3,7 @@
 #![cfg(feature = "loom")]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use loom::sync::{Condvar, Mutex};
@@ -125,13 +126,14 @@ struct Sessions {
 }
 
 const KEY: u8 = 7;
+const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 1);
 
 impl Sessions {
-    /// A session begins; whom it displaces is closed here, or by the other worker.
+    /// A session begins; whoever holds its key is silent, and is closed here, or by the other worker.
     fn begin(&mut self, session: u64) {
-        let inserted = self.directory.insert(KEY, self.worker, session);
+        let inserted = self.directory.insert(KEY, self.worker, session, ADDRESS);
         self.open.push((session, inserted.generation));
-        match inserted.displaced {
+        match inserted.holder {
             Some(place) if place.worker == self.worker => self.close(place.session, place.generation),
             Some(place) => self.mailbox.send(place.worker, &[place.session, place.generation]).unwrap(),
             None => {}
@@ -142,7 +144,7 @@ impl Sessions {
     fn close(&mut self, session: u64, generation: u64) {
         if let Some(at) = self.open.iter().position(|&open| open == (session, generation)) {
             self.open.remove(at);
-            self.directory.remove(&KEY, generation);
+            self.directory.remove(&KEY, generation, 0);
         }
     }
 
@@ -182,7 +184,13 @@ fn reconnects_that_cross_leave_one_session() {
         let open: Vec<Place> = [&here, &there]
             .iter()
             .flat_map(|at| {
-                at.open.iter().map(|&(session, generation)| Place { worker: at.worker, session, generation })
+                at.open.iter().map(|&(session, generation)| Place {
+                    worker: at.worker,
+                    session,
+                    generation,
+                    address: ADDRESS,
+                    settled_at: 0,
+                })
             })
             .collect();
         assert_eq!(open.len(), 1, "one session of a key is left");
@@ -203,7 +211,7 @@ fn a_dial_never_misses_a_proof_that_was_under_way() {
             let (directory, proofs, letters) =
                 (Arc::clone(&directory), Arc::clone(&proofs), Arc::clone(&letters));
             move || {
-                let _ = directory.insert(KEY, 1, 1);
+                let _ = directory.insert(KEY, 1, 1, ADDRESS);
                 proofs.decide(1, |worker| {
                     assert_eq!(worker, 0);
                     letters.fetch_add(1, loom::sync::atomic::Ordering::Release);

@@ -40,7 +40,7 @@ mod sync;
 use message::RecordError;
 
 /// Version of everything in shared memory. Raised with any change of a layout, a record or the meaning of a word.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// Orders to a worker: 256 records of 64 bytes. Operators send few; a full ring is an answer they see.
 pub type CommandRing = ring::Ring<256, { message::COMMAND_WORDS }>;

@@ -167,6 +167,8 @@ pub struct SessionNote {
     pub address: SocketAddr,
     /// Whether the handshake had the post-quantum part.
     pub hybrid: bool,
+    /// Another session holds its key, and is dialled in its place.
+    pub stands_by: bool,
     /// When it happened (for a listed session: when it opened), in nanoseconds of CLOCK_MONOTONIC.
     pub at_ns: u64,
 }
@@ -380,7 +382,7 @@ impl SessionNote {
             }
         }
         fields.put(self.address.port().to_le_bytes());
-        fields.put([u8::from(self.hybrid)]);
+        fields.put([u8::from(self.hybrid), u8::from(self.stands_by)]);
         fields.put(self.at_ns.to_le_bytes());
     }
 
@@ -398,7 +400,8 @@ impl SessionNote {
             IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, scope).into(),
         };
         let hybrid = fields.mark("hybrid mark")?;
-        Ok(Self { session, peer, address, hybrid, at_ns: fields.number()? })
+        let stands_by = fields.mark("standby mark")?;
+        Ok(Self { session, peer, address, hybrid, stands_by, at_ns: fields.number()? })
     }
 }
 

@@ -48,8 +48,15 @@ fn command() -> impl Strategy<Value = Command> {
 }
 
 fn note() -> impl Strategy<Value = SessionNote> {
-    (any::<u64>(), key(), address(), any::<bool>(), any::<u64>()).prop_map(
-        |(session, peer, address, hybrid, at_ns)| SessionNote { session, peer, address, hybrid, at_ns },
+    (any::<u64>(), key(), address(), any::<[bool; 2]>(), any::<u64>()).prop_map(
+        |(session, peer, address, [hybrid, stands_by], at_ns)| SessionNote {
+            session,
+            peer,
+            address,
+            hybrid,
+            stands_by,
+            at_ns,
+        },
     )
 }
 
@@ -159,8 +166,8 @@ fn what_nobody_encodes_is_named() {
 
 /// Both processes are of one build, but the layout version must be raised when a record changes: this notices.
 #[test]
-fn records_of_version_3() {
-    assert_eq!(ringwire_ipc::LAYOUT_VERSION, 3);
+fn records_of_version_4() {
+    assert_eq!(ringwire_ipc::LAYOUT_VERSION, 4);
     let bytes = |record: &[u64]| record.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
     let peer = PeerKey::new([2; 33]).unwrap();
     let command = bytes(&Command { request: 0x0102, order: Order::CloseSession(peer) }.encode());
@@ -170,9 +177,9 @@ fn records_of_version_3() {
     let command = bytes(&Command { request: 1, order: pause }.encode());
     assert_eq!(command[..13], [8, 1, 0, 0, 0, 0, 0, 0, 0, 4, 3, 0, 0]);
     let address = "192.0.2.7:513".parse().unwrap();
-    let note = SessionNote { session: 9, peer, address, hybrid: true, at_ns: 5 };
+    let note = SessionNote { session: 9, peer, address, hybrid: true, stands_by: false, at_ns: 5 };
     let event = bytes(&Event::Closed(note, Reason::ConnectionFailed(104)).encode());
     assert_eq!(event[..10], [2, 9, 0, 0, 0, 0, 0, 0, 0, 2]);
-    assert_eq!(event[42..50], [4, 192, 0, 2, 7, 1, 2, 1]);
-    assert_eq!(event[50..63], [5, 0, 0, 0, 0, 0, 0, 0, 2, 104, 0, 0, 0]);
+    assert_eq!(event[42..51], [4, 192, 0, 2, 7, 1, 2, 1, 0]);
+    assert_eq!(event[51..64], [5, 0, 0, 0, 0, 0, 0, 0, 2, 104, 0, 0, 0]);
 }

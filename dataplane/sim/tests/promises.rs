@@ -351,6 +351,67 @@ fn a_destination_is_waited_for_as_long_as_the_most_patient_dialler_does() {
 }
 
 #[test]
+fn a_machine_and_its_clone_both_stay_and_one_is_dialled() {
+    let flow = FlowPlan { len: 1000, write_len: 100, pause_ns: 0, reader: Reader::Eager };
+    for workers in [1, 2] {
+        // The machine has said something by then.
+        let mut clone = peer(0, Manner::Go);
+        clone.connects_at = 12 * SECOND_NS;
+        let bridges = (0..24).map(|number| bridge(1, 0, (13 + number) * SECOND_NS, flow)).collect();
+        let mut plan = plan(vec![peer(0, Manner::Go), peer(1, Manner::Go), clone], bridges);
+        plan.workers = workers;
+        // One of a single worker hands over what it knows of them.
+        plan.handovers = vec![14 * SECOND_NS, 31 * SECOND_NS];
+        let report = run_plan(plan, false);
+        assert_eq!(report.failure, None, "{workers} workers");
+        assert_eq!((report.bridges.1, report.bridges.2), (24, 24 * 2000), "{workers} workers");
+        let value = |counter| report.counters.value(counter);
+        assert_eq!((value(Counter::SessionsStandby), value(Counter::SessionsDisplaced)), (1, 0));
+        assert_eq!(value(Counter::KeysContested), 1);
+    }
+}
+
+#[test]
+fn two_clients_of_one_key_that_come_together_and_say_nothing_change_places_once() {
+    // Clients of 2024 after a restart of their server: their first ping comes after 30 s, and they come back as soon as they are closed.
+    let reconnect = |at| {
+        let mut peer = peer(0, Manner::Go);
+        peer.connects_at = at;
+        peer.pings = false;
+        peer.faults.push(Fault::BlackHole(at + SECOND_NS / 3));
+        peer
+    };
+    let silent =
+        vec![reconnect(2 * SECOND_NS), reconnect(2 * SECOND_NS + SECOND_NS / 2), reconnect(4 * SECOND_NS)];
+    let mut plan = plan(silent, Vec::new());
+    plan.quiesce_at = 40 * SECOND_NS;
+    plan.settled_at = 45 * SECOND_NS;
+    let report = run_plan(plan, false);
+    assert_eq!(report.failure, None);
+    assert_eq!(report.counters.value(Counter::SessionsDisplaced), 1);
+}
+
+#[test]
+fn a_client_behind_a_link_that_died_is_reached_as_soon_as_it_is_back() {
+    let flow = FlowPlan { len: 1000, write_len: 100, pause_ns: 0, reader: Reader::Eager };
+    for workers in [1, 2] {
+        let (mut frozen, mut again) = (peer(0, Manner::Go), peer(0, Manner::Go));
+        frozen.faults.push(Fault::BlackHole(CUT_AT));
+        again.connects_at = CUT_AT + 2 * SECOND_NS;
+        // While it is not known yet that the other session is dead, and later.
+        let dials = [CUT_AT + 2 * SECOND_NS + SECOND_NS / 5, CUT_AT + 5 * SECOND_NS];
+        let bridges = dials.map(|at| bridge(1, 2, at, flow)).to_vec();
+        let mut plan = plan(vec![frozen, peer(1, Manner::Go), again], bridges);
+        plan.workers = workers;
+        let report = run_plan(plan, false);
+        assert_eq!(report.failure, None, "{workers} workers");
+        assert_eq!(report.bridges.1, 2, "{workers} workers");
+        assert_eq!(report.counters.value(Counter::SessionsDisplaced), 1);
+        assert_eq!(report.counters.value(Counter::KeysContested), 0);
+    }
+}
+
+#[test]
 fn an_smux_client_whose_bytes_nobody_takes_is_rid_of_their_stream_when_the_end_comes() {
     // By then the other one has filled its window and more.
     let takes = FlowPlan { len: 100, write_len: 10, pause_ns: SECOND_NS / 4, reader: Reader::Eager };

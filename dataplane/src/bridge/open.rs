@@ -292,13 +292,16 @@ impl<D: Driver> Worker<D> {
         let Some(place) = self.directory.find(&destination) else {
             return self.refuse_request(half_key, Counter::RefusedDestination);
         };
+        let session = Key::from_number(place.session);
+        if place.worker == self.index && self.wait_for_life(half_key, session, destination, signed) {
+            return;
+        }
         if !self.begin_dial(half_key) {
             return self.refuse_request(half_key, Counter::RefusedUnanswered);
         }
         if place.worker != self.index {
             return self.dial_elsewhere(half_key, place, destination, signed);
         }
-        let session = Key::from_number(place.session);
         let Some(half) = self.halves.find(half_key) else { return };
         let source = Source { half: half_key, session: half.session, holder: half.holder };
         match self.open_forward(source, session, destination, signed) {

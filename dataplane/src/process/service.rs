@@ -219,6 +219,7 @@ impl Conversation<'_> {
                     peer: session.peer.as_bytes().to_vec(),
                     address: session.address.to_string(),
                     hybrid: session.hybrid,
+                    stands_by: session.stands_by,
                     streams: session.streams as u32,
                     opened_ns: session.opened_at,
                 };

@@ -247,7 +247,7 @@ impl<D: Driver> Worker<D> {
         self.close_session(key, CloseReason::HandshakeFailed);
     }
 
-    /// The peer proved its key: the session is filed, and a former one of the same key goes (dmsg-wire 11.1).
+    /// The peer proved its key: the session is filed, beside a former one of the same key if that lives (dmsg-wire 11.1).
     fn open_session(&mut self, key: Key, outcome: Outcome) {
         let now = self.driver.now();
         let peer: PublicKey = outcome.remote;
@@ -285,6 +285,8 @@ impl<D: Driver> Worker<D> {
             rest: Rest::default(),
             purse: Purse::new(now),
             pinged_at: 0,
+            heard_at: now,
+            rival: None,
             look: Look::default(),
             urgent: Default::default(),
             bulk: Default::default(),
@@ -300,10 +302,7 @@ impl<D: Driver> Worker<D> {
         self.counters.count(Counter::SessionsOpened);
         self.enter_holder(key);
         self.counters.add(Counter::SessionsHybrid, u64::from(outcome.hybrid));
-        if let Some(former) = self.enter_directory(key) {
-            self.counters.count(Counter::SessionsDisplaced);
-            self.close_session(former, CloseReason::Displaced);
-        }
+        self.enter_directory(key);
         self.arm_session_timer(key);
         self.tell_opened(key);
     }

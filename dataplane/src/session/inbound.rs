@@ -109,6 +109,7 @@ impl<D: Driver> Worker<D> {
         }
         let now = self.driver.now();
         let Some(open) = self.sessions.find_mut(key).and_then(Session::open_mut) else { return span.len() };
+        open.heard_at = now;
         if let Mux::Unknown { .. } = open.mux {
             let Some(&first) = self.driver.pool().bytes(span).first() else { return span.len() };
             match Mux::of_first_byte(first, self.settings.yamux, now) {

@@ -37,7 +37,7 @@ pub enum CloseReason {
     AddressShare,
     /// The handshake lane had no room.
     LaneFull,
-    /// A newer session of the same key took its place.
+    /// It gave no sign of life, and another session of the same key took its place; or too many stood by.
     Displaced,
     /// The peer broke the rules of the multiplexer.
     Violation,
@@ -138,6 +138,7 @@ impl<D: Driver> Worker<D> {
             Phase::Open(_) => {
                 self.run_mux_timers(key, now);
                 self.look_at_unanswered(key, now);
+                self.look_at_rival(key, now);
             }
         }
         self.arm_session_timer(key);
@@ -168,9 +169,10 @@ impl<D: Driver> Worker<D> {
     /// Ends a session: its streams, its place in the directory, its connection. What is with the kernel completes as
     /// cancelled and finds nobody.
     pub(crate) fn close_session(&mut self, key: Key, reason: CloseReason) {
-        self.detach_session(key);
+        self.detach_session(key, reason);
         let Some(session) = self.sessions.remove(key) else { return };
         self.wheel.cancel(session.timer);
+        let peer = session.open().map(|open| open.peer);
         match session.phase {
             Phase::Handshake(half_open) => {
                 self.half_open.remove(half_open.place);
@@ -197,14 +199,21 @@ impl<D: Driver> Worker<D> {
         }
         self.unfile_socket(session.socket);
         self.driver.close(session.socket);
+        if let Some(peer) = peer {
+            self.decide_contested(&peer);
+        }
     }
 
     /// Sends what is in the outbox, then closes.
     pub(crate) fn close_after_flush(&mut self, key: Key, reason: CloseReason) {
-        self.detach_session(key);
+        self.detach_session(key, reason);
         let Some(session) = self.sessions.find_mut(key) else { return };
         session.closing = Some(reason);
+        let peer = session.open().map(|open| open.peer);
         self.mark(key);
+        if let Some(peer) = peer {
+            self.decide_contested(&peer);
+        }
     }
 
     /// Whoever a session is of holds what its streams hold.
@@ -216,20 +225,6 @@ impl<D: Driver> Worker<D> {
         open.holder = self.holders.enter(Name { prefix, peer: open.peer });
     }
 
-    /// Files an authenticated session under its peer's key. Returns the session that it displaced, if that was this worker's;
-    /// another worker is told.
-    pub(crate) fn enter_directory(&mut self, key: Key) -> Option<Key> {
-        let open = self.sessions.find_mut(key).and_then(Session::open_mut)?;
-        let inserted = self.directory.insert(open.peer, self.index, key.number());
-        open.generation = inserted.generation;
-        let displaced = inserted.displaced?;
-        if displaced.worker != self.index {
-            self.close_elsewhere(displaced);
-            return None;
-        }
-        Some(Key::from_number(displaced.session))
-    }
-
     /// The session of a key, if this worker has it.
     pub(crate) fn session_by_key(&self, peer: &PublicKey) -> Option<Key> {
         let place = self.directory.find(peer).filter(|place| place.worker == self.index)?;
@@ -237,11 +232,10 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Takes a session out of the directory and ends its streams: nobody waits for it from here on.
-    fn detach_session(&mut self, key: Key) {
+    fn detach_session(&mut self, key: Key, reason: CloseReason) {
         let Some(open) = self.sessions.find(key).and_then(Session::open) else { return };
         let halves: Vec<Key> = open.mux.tags();
-        // The entry may be a newer session's already: then it stays.
-        self.directory.remove(&open.peer, open.generation);
+        self.leave_directory(key, reason);
         for half in halves {
             self.lose_half(half);
         }
@@ -251,6 +245,9 @@ impl<D: Driver> Worker<D> {
 fn session_deadline(session: &Session) -> Option<Nanos> {
     match &session.phase {
         Phase::Handshake(_) => Some(session.accepted_at + limits::HANDSHAKE_TIMEOUT_NS),
-        Phase::Open(open) => open.mux.next_timeout().into_iter().chain(open.look_due()).min(),
+        Phase::Open(open) => {
+            let rival = open.rival.map(|rival| rival.due);
+            open.mux.next_timeout().into_iter().chain(open.look_due()).chain(rival).min()
+        }
     }
 }

@@ -9,6 +9,7 @@ mod inbound;
 mod life;
 mod mux;
 mod outbound;
+mod rival;
 mod rounds;
 mod share;
 mod unanswered;
@@ -29,6 +30,7 @@ use crate::slab::Key;
 pub(crate) use crowd::Crowd;
 pub use life::CloseReason;
 pub(crate) use mux::{Frame, Mux};
+pub(crate) use rival::{ContestedDial, Rival};
 pub(crate) use rounds::Places;
 use rounds::{Line, Rounds};
 pub use share::Share;
@@ -143,6 +145,10 @@ pub(crate) struct Open {
     /// in front of us would make every path look short.
     pub(crate) round_trip_ns: Option<Nanos>,
     pub(crate) pinged_at: Nanos,
+    /// When bytes of it came last.
+    pub(crate) heard_at: Nanos,
+    /// What there is about other sessions of its key, if it holds it.
+    pub(crate) rival: Option<Rival>,
     /// What was last seen of it while it owed an answer.
     pub(crate) look: Look,
     /// That of its entry in the directory.

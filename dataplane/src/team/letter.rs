@@ -20,8 +20,12 @@ pub(super) const HOMEWARD_PER_LETTER: usize = 3;
 /// What one worker says to another. `half` is one of the receiver's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Letter {
-    /// A newer session has taken the place of yours, if it still has this generation.
+    /// Close this session, if it still has this generation: too many of its key stand by.
     Close { session: Key, generation: u64 },
+    /// Another session of this one's key has come: it is to show that it lives.
+    Rival { session: Key, generation: u64 },
+    /// This session, which stood by, holds its key now.
+    TookOver { session: Key, generation: u64 },
     /// Bytes for this half's peer, on loan; `window`: credit that their sender has in all.
     Payload { half: Key, span: Span, window: u64 },
     /// What you lent is done with; empty spans are none.
@@ -72,6 +76,18 @@ pub(crate) struct Dial {
     pub(super) signed: Arc<[u8]>,
 }
 
+impl Dial {
+    /// The session that is dialled.
+    pub(crate) const fn session(&self) -> Key {
+        self.session
+    }
+
+    /// Whose that is.
+    pub(crate) const fn destination(&self) -> PublicKey {
+        self.destination
+    }
+}
+
 const CLOSE: u64 = 1;
 const PAYLOAD: u64 = 2;
 const HOME: u64 = 3;
@@ -86,11 +102,15 @@ const END: u64 = 11;
 const RESET: u64 = 12;
 const GONE: u64 = 13;
 const DECIDED: u64 = 14;
+const RIVAL: u64 = 15;
+const TOOK_OVER: u64 = 16;
 
 impl Letter {
     pub(super) fn encode(self) -> [u64; WORDS] {
         match self {
             Self::Close { session, generation } => [CLOSE, session.number(), generation, 0],
+            Self::Rival { session, generation } => [RIVAL, session.number(), generation, 0],
+            Self::TookOver { session, generation } => [TOOK_OVER, session.number(), generation, 0],
             Self::Payload { half, span, window } => [PAYLOAD, half.number(), span.word(), window],
             Self::Home { spans: [first, second, third] } => [HOME, first.word(), second.word(), third.word()],
             Self::Delivered { half, len, backlog, blocked_ns } => {
@@ -115,6 +135,8 @@ impl Letter {
         let key = Key::from_number(first);
         match kind {
             CLOSE => Self::Close { session: key, generation: second },
+            RIVAL => Self::Rival { session: key, generation: second },
+            TOOK_OVER => Self::TookOver { session: key, generation: second },
             PAYLOAD => Self::Payload { half: key, span: Span::from_word(second), window: third },
             HOME => Self::Home { spans: [first, second, third].map(Span::from_word) },
             // Truncations: each takes the half that `encode` put there.

@@ -10,6 +10,7 @@ mod letter;
 mod receive;
 mod stand_in;
 
+pub(crate) use letter::Dial;
 pub(crate) use stand_in::{Dialling, Owes, StandIn};
 
 use std::collections::VecDeque;
@@ -236,9 +237,22 @@ impl<D: Driver> Worker<D> {
         self.team = Some(team);
     }
 
-    /// A session of this worker has displaced one of another: that worker is to close it.
+    /// A session of another worker has to go, for too many of its key stand by.
     pub(crate) fn close_elsewhere(&mut self, place: Place) {
         let letter = Letter::Close { session: Key::from_number(place.session), generation: place.generation };
+        self.write_letter(place.worker, letter);
+    }
+
+    /// A session has come here whose key is held by one of another worker: that one is to show that it lives.
+    pub(crate) fn challenge_elsewhere(&mut self, place: Place) {
+        let letter = Letter::Rival { session: Key::from_number(place.session), generation: place.generation };
+        self.write_letter(place.worker, letter);
+    }
+
+    /// A session of another worker stood by for one of this, and holds the key now.
+    pub(crate) fn took_over_elsewhere(&mut self, place: Place) {
+        let letter =
+            Letter::TookOver { session: Key::from_number(place.session), generation: place.generation };
         self.write_letter(place.worker, letter);
     }
 

@@ -32,6 +32,8 @@ impl<D: Driver> Worker<D> {
     fn read_letter(&mut self, from: WorkerIndex, letter: Letter) {
         match letter {
             Letter::Close { session, generation } => self.close_displaced(session, generation),
+            Letter::Rival { session, generation } => self.meet_rival(session, generation),
+            Letter::TookOver { session, generation } => self.took_over(session, generation),
             Letter::Payload { half, span, window } => self.take_loan(from, half, span, window),
             Letter::Home { spans } => self.take_home(&spans),
             Letter::Delivered { half, len, backlog, blocked_ns } => {
@@ -39,7 +41,7 @@ impl<D: Driver> Worker<D> {
             }
             Letter::Dial => {
                 if let Some(Parcel::Dial(dial)) = self.take_parcel(from) {
-                    self.take_dial(from, &dial);
+                    self.take_dial(from, dial);
                 }
             }
             Letter::Answer { half } => {
@@ -81,7 +83,7 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    fn close_displaced(&mut self, session: Key, generation: u64) {
+    pub(crate) fn close_displaced(&mut self, session: Key, generation: u64) {
         let open = self.sessions.find(session).and_then(Session::open);
         if open.is_some_and(|open| open.generation == generation) {
             self.counters.count(Counter::SessionsDisplaced);
@@ -226,7 +228,7 @@ impl<D: Driver> Worker<D> {
         }
         // A session that came meanwhile, on whatever worker, is as good.
         let place = self.directory.find(&destination);
-        if place.is_none_or(|place| place.generation > dialling.generation) {
+        if place.is_none_or(|place| place.generation != dialling.generation) {
             self.forward_request(half_key, Some(destination), &dialling.signed);
         } else {
             self.refuse_request(half_key, Counter::RefusedDestination);
@@ -234,10 +236,14 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Another worker has a request for a session of this one.
-    fn take_dial(&mut self, from: WorkerIndex, dial: &Dial) {
+    pub(crate) fn take_dial(&mut self, from: WorkerIndex, dial: Box<Dial>) {
+        let dial = match self.keep_for_life(from, dial) {
+            Ok(()) => return,
+            Err(dial) => dial,
+        };
         let open = self.sessions.find(dial.session).filter(|session| session.closing.is_none());
         let is_here = open.and_then(Session::open).is_some_and(|open| open.peer == dial.destination);
-        let opened = if is_here { self.open_for(from, dial) } else { None };
+        let opened = if is_here { self.open_for(from, &dial) } else { None };
         let stand_in = dial.stand_in;
         self.write_letter(
             from,

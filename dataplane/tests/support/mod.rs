@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 pub mod drivers;
+pub mod living;
 #[path = "../../sim/src/peer/mux.rs"]
 pub mod mux;
 pub mod proxy;
@@ -370,6 +371,22 @@ impl Peer {
         self.opener.open(&mut packet).unwrap().to_vec()
     }
 
+    /// The object that a stream brings; none when it ends instead.
+    pub fn try_read_object(&mut self, stream: u32) -> Option<Vec<u8>> {
+        let mut first = [0; 1];
+        let begins = self.wait("an object or the end", |peer| match peer.mux.read(stream, &mut first) {
+            Ok(1) => Some(true),
+            Err(StreamError::Blocked) => None,
+            Ok(_) | Err(_) => Some(false),
+        });
+        if !begins {
+            return None;
+        }
+        let len = usize::from(u16::from_be_bytes([first[0], self.read_exact(stream, 1)[0]]));
+        let mut packet = self.read_exact(stream, len);
+        Some(self.opener.open(&mut packet).unwrap().to_vec())
+    }
+
     pub fn request(&self, destination: PublicKey) -> StreamRequest {
         StreamRequest {
             timestamp_ns: 1,
@@ -393,6 +410,12 @@ impl Peer {
     /// Answers a request that arrived on a stream the server opened; returns the stream.
     pub fn answer(&mut self) -> u32 {
         let stream = self.accept();
+        self.answer_on(stream);
+        stream
+    }
+
+    /// Likewise, when it is known which.
+    pub fn answer_on(&mut self, stream: u32) {
         let signed = self.read_object(stream);
         let request = open_request(&signed).unwrap();
         assert_eq!(request.destination.key, Some(self.key));
@@ -404,7 +427,6 @@ impl Peer {
         };
         let signed = sign_object(&self.secret, &response.encode(Generation::Go2024));
         self.write_object(stream, &signed);
-        stream
     }
 
     pub fn events(&mut self) -> Vec<MuxEvent> {

@@ -20,6 +20,7 @@ fn note(session: u64, at_ns: Nanos) -> SessionNote {
         peer,
         address: ([127, 0, 0, 1], 1).into(),
         hybrid: session.is_multiple_of(2),
+        stands_by: session.is_multiple_of(3),
         at_ns,
     }
 }

@@ -300,6 +300,9 @@ pub struct Session {
     /// When it was authenticated.
     #[prost(uint64, tag = "7")]
     pub opened_ns: u64,
+    /// Another session holds its key.
+    #[prost(bool, tag = "8")]
+    pub stands_by: bool,
 }
 
 /// One bridge of a report.
