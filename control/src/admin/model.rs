@@ -28,6 +28,9 @@ pub struct ControlStatus {
     pub attached: bool,
     /// Whether its picture of the sessions is true up to the last event.
     pub current: bool,
+    /// Why nobody should be sent to this server now, as `/health` says it; none: it takes clients.
+    #[serde(default)]
+    pub not_ready: Option<String>,
     /// How often the data plane went away since it started.
     pub losses: u64,
     /// Why it went away the last time, or cannot be brought back.

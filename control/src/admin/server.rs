@@ -177,6 +177,7 @@ async fn status(Shared(admin): Shared<Admin>) -> Answer<Status> {
         uptime_s: admin.started.elapsed().as_secs_f64(),
         attached: plane.attached,
         current: table.current,
+        not_ready: plane.unready(),
         losses: plane.losses,
         last_loss: plane.last_loss,
         events_dropped: table.events_dropped,

@@ -108,11 +108,14 @@ fn status_text(status: &Status) -> String {
                 control.pid,
                 age(control.uptime_s)
             );
+            if let Some(reason) = &control.not_ready {
+                text.push_str(&format!("\n               NOT ready: {reason}"));
+            }
             if let Some(loss) = &control.last_loss {
                 text.push_str(&format!("\n               went away {} times, last: {loss}", control.losses));
             }
             for discovery in &control.discoveries {
-                text.push_str(&format!("\n  discovery    {}", discovery_text(discovery)));
+                text.push_str(&format!("\n  discovery    {}", discovery_text(discovery, control.attached)));
             }
             text
         }
@@ -124,9 +127,13 @@ fn status_text(status: &Status) -> String {
     format!("  control      {control}\n{dataplane}")
 }
 
-fn discovery_text(discovery: &DiscoveryStatus) -> String {
+fn discovery_text(discovery: &DiscoveryStatus, attached: bool) -> String {
     let registered = match discovery.registered_s {
-        Some(registered_s) => format!("registered {} ago", age(registered_s)),
+        Some(registered_s) if attached => format!("registered {} ago", age(registered_s)),
+        // The entry stays while a data plane is brought back, and sends nobody here.
+        Some(registered_s) => {
+            format!("the entry, renewed {} ago, says that there is no room", age(registered_s))
+        }
         None => "NOT registered".to_owned(),
     };
     let error = discovery.error.as_ref().map(|error| format!("; since then: {error}")).unwrap_or_default();

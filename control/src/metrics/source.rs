@@ -7,7 +7,7 @@ use ringwire_dataplane::counters::Counter;
 /// The data plane's counters at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Whether the data plane is attached; when it is not, the rows are those of the last time it was.
+    /// Whether the data plane is attached and takes its turns; when it is not, the rows are those of the last time it did.
     pub attached: bool,
     /// One row per worker, each with one cell per counter in the order of [`Counter::ALL`].
     pub workers: Vec<Vec<u64>>,
@@ -36,6 +36,7 @@ pub trait CounterSource: Send + Sync + 'static {
 impl CounterSource for crate::supervise::Plane {
     async fn totals(&self) -> Option<Totals> {
         let workers = self.counters().await?;
-        Some(Totals { attached: self.status().attached, workers })
+        let status = self.status();
+        Some(Totals { attached: status.attached && status.silent_worker.is_none(), workers })
     }
 }

@@ -30,7 +30,8 @@ impl Collector for WorkerCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         let attached = latest.as_ref().is_some_and(|totals| totals.attached);
-        let help = "Whether the data plane is attached to this control plane (it forwards either way)";
+        let help =
+            "Whether the data plane is attached to this control plane and its workers take their turns";
         let gauge = ConstGauge::new(i64::from(attached));
         let metric = encoder.encode_descriptor("dataplane_attached", help, None, MetricType::Gauge)?;
         gauge.encode(metric)?;

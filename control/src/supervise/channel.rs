@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::mirror::{AskError, Mirror, Nanos, Outcome, Ticket};
+use super::obtain::listens;
 use super::plane::{Ask, PlaneStatus, Table};
 use super::pulse::{BEAT, Pulse};
 
@@ -70,7 +72,7 @@ pub(super) struct Channels {
     /// Our end of the pair of sockets every worker rings with.
     bell: UnixStream,
     pulse: Pulse,
-    /// When to look at it next.
+    /// When to look at it and at the listeners next.
     beat_at: Nanos,
 }
 
@@ -96,16 +98,17 @@ impl Channels {
         self.ends.iter().map(totals).collect()
     }
 
-    /// Serves until something happens that the task must act on.
+    /// Serves until something happens that the task must act on. `listeners` are duplicates of what the data plane listens on.
     pub(super) async fn serve(
         &mut self,
+        listeners: &[(SocketAddr, OwnedFd)],
         mirror: &mut Mirror,
         askers: &mut Askers,
         asks: &mut mpsc::Receiver<Ask>,
         status: &watch::Sender<PlaneStatus>,
     ) -> Event {
         loop {
-            self.beat(status);
+            self.beat(listeners, status);
             let busy = match self.exchange(mirror) {
                 Ok(busy) => busy,
                 Err(lost) => return Event::Lost(lost),
@@ -135,12 +138,22 @@ impl Channels {
         }
     }
 
-    /// Once a beat: whether the workers take their turns.
-    fn beat(&mut self, status: &watch::Sender<PlaneStatus>) {
+    /// Once a beat: whether the workers take their turns, and whether anybody new is accepted.
+    fn beat(&mut self, listeners: &[(SocketAddr, OwnedFd)], status: &watch::Sender<PlaneStatus>) {
         if now() < self.beat_at {
             return;
         }
         self.beat_at = now().saturating_add(BEAT.as_nanos() as Nanos);
+        // A data plane that drains shuts its listeners down, whoever told it to: here, or by a signal of which nobody tells us.
+        let drains = listeners.iter().any(|(_, listener)| !listens(listener));
+        status.send_if_modified(|status| {
+            let begins = drains && !status.draining;
+            if begins {
+                tracing::warn!("the data plane drains: it takes nobody new, and ends with its last session");
+            }
+            status.draining |= begins;
+            begins
+        });
         let Some(cell) = CellIndex::new(Counter::Turns as usize) else { return };
         for worker in self.pulse.beat(self.ends.iter().map(|end| end.counters().read(cell))) {
             self.ends[worker].ring();
@@ -200,6 +213,7 @@ impl Channels {
             () = timer => Ok(Woken::Bell),
         }
     }
+
     /// Before draining: a ring from here on is heard at the next wait.
     fn silence(&self) -> Result<Woken, Lost> {
         let mut rings = [0; 256];

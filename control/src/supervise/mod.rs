@@ -153,8 +153,8 @@ impl Task {
         self.mirror.attached(channels.workers(), same, channel::now());
         tracing::info!(pid, epoch, workers = channels.workers(), "attached to the data plane");
         loop {
-            let served = channels.serve(&mut self.mirror, &mut self.askers, &mut self.asks, &self.status);
-            match served.await {
+            let (mirror, askers) = (&mut self.mirror, &mut self.askers);
+            match channels.serve(&remains.listeners, mirror, askers, &mut self.asks, &self.status).await {
                 Event::Lost(lost) => {
                     self.counters = channels.counters();
                     remains.loss = lost.to_string();
@@ -236,6 +236,8 @@ impl Task {
         self.askers.tell(&mut self.mirror);
         self.status.send_modify(|status| {
             status.attached = false;
+            // What a signal began is over; what was ordered here ends this task too.
+            status.draining = self.draining;
             status.losses += 1;
             status.last_loss = Some(loss.to_owned());
         });

@@ -284,18 +284,28 @@ fn start(
     client: &mut Client,
     listeners: &[(SocketAddr, OwnedFd)],
 ) -> Result<(), ClientError> {
-    let listen: Vec<_> = match listeners {
+    let listen = match listeners {
         [] => wanted.settings.listen().to_vec(),
-        listeners => listeners.iter().map(|(address, _)| *address).collect(),
+        listeners => once_each(listeners),
     };
+    let living: Vec<_> = listeners.iter().filter(|(_, listener)| listens(listener)).collect();
+    if living.len() < listeners.len() {
+        let dead = listeners.len() - living.len();
+        tracing::info!(dead, "listeners were shut down by the data plane that ended; they are made anew");
+    }
     let start = Start {
         secret_key: wanted.key.expose_bytes().to_vec(),
         settings: wanted.settings.for_start(),
         configuration: wanted.settings.configuration(),
         listen: listen.into_iter().map(socket::Address::new).collect(),
     };
-    let descriptors: Vec<_> = listeners.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
+    let descriptors: Vec<_> = living.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();
     client.start(start, &descriptors).map(drop)
+}
+
+/// Whether a listener still is one: a data plane that drains shuts its own down, and with them these duplicates, for good.
+pub(super) fn listens(listener: &OwnedFd) -> bool {
+    rustix::net::sockopt::socket_acceptconn(listener).unwrap_or(false)
 }
 
 /// A conversation besides the lifeline, for one or two requests.
@@ -343,4 +353,18 @@ pub fn stop(state: &State) -> Result<u32, ClientError> {
 fn watch(pid: u32) -> io::Result<OwnedFd> {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listener_that_was_shut_down_listens_no_more_whoever_did_it() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let duplicate = OwnedFd::from(listener.try_clone().unwrap());
+        assert!(listens(&duplicate));
+        rustix::net::shutdown(&listener, rustix::net::Shutdown::Both).unwrap();
+        assert!(!listens(&duplicate));
+    }
 }

@@ -87,7 +87,7 @@ pub struct PlaneStatus {
     pub last_loss: Option<String>,
     /// A worker that takes no turns although it is woken.
     pub silent_worker: Option<usize>,
-    /// It was told to drain.
+    /// It drains: it was told to, or it listens no more.
     pub draining: bool,
 }
 
@@ -113,6 +113,7 @@ impl PlaneStatus {
         self.driver.clone_from(driver);
         self.connections_max = *connections_max;
         self.silent_worker = None;
+        self.draining = false;
     }
 }
 

@@ -3,6 +3,10 @@
 //! In: addresses, sockets that were passed, the number of workers. Out: per worker the sockets it accepts from, one of each
 //! address at least, and duplicates to hand on. Used when a server starts.
 //!
+//! Sockets that were passed outlived whoever listened on them. One that drained has shut its listeners down, and with them every
+//! duplicate: those listen no more and never will. They are dropped, one by one, since of several workers' some may live, and
+//! what is then missing is bound afresh at the same address.
+//!
 //! Several listeners of one address share it by `SO_REUSEPORT`: the kernel spreads connections over them. The option would
 //! also let an unrelated program of the same user share the address by mistake (a second server with another key, say), so
 //! the first listener of an address is bound and listening *without* it, which the kernel refuses while anybody else
@@ -30,7 +34,8 @@ pub(super) struct Listeners {
 }
 
 impl Listeners {
-    /// Takes over what was passed, or listens on the addresses; makes what is missing beside it.
+    /// Takes over what was passed and still listens, listens afresh on the addresses that none of that is bound to; makes what is
+    /// missing beside it.
     ///
     /// More than one for a worker and address: it accepts from all of them, because closing one would reset the connections that
     /// wait in it.
@@ -39,17 +44,17 @@ impl Listeners {
         listen_on: &[SocketAddr],
         workers: usize,
     ) -> Result<Self, StartError> {
-        let mut groups = if passed.is_empty() {
-            let open = |&address| listen(address, false).map(|(socket, bound)| (bound, vec![socket]));
-            listen_on.iter().map(open).collect::<Result<Vec<_>, _>>()?
-        } else {
-            by_address(passed)?
-        };
+        let mut groups = in_order(by_address(passed)?, listen_on);
         let given = groups.iter().map(|(_, sockets)| sockets.len().max(workers)).sum();
         if given > limits::LISTENERS_MAX {
             return Err(StartError::Listeners { given, most: limits::LISTENERS_MAX });
         }
         for (address, sockets) in &mut groups {
+            if sockets.is_empty() {
+                let (socket, bound) = listen(*address, false)?;
+                sockets.push(socket);
+                *address = bound;
+            }
             if sockets.len() < workers {
                 let share = |socket: &Socket| socket.set_reuse_port(true);
                 sockets.iter().try_for_each(share).map_err(|error| refusal(*address, error))?;
@@ -75,24 +80,53 @@ impl Listeners {
     }
 }
 
-/// Sockets that were passed, by what they are bound to, in the order in which they came.
-fn by_address(passed: Vec<Socket>) -> Result<Vec<(SocketAddr, Vec<Socket>)>, StartError> {
-    let mut groups: Vec<(SocketAddr, Vec<Socket>)> = Vec::new();
+/// Sockets by what they are bound to.
+type Groups = Vec<(SocketAddr, Vec<Socket>)>;
+
+/// Sockets that were passed, by what they are bound to, in the order in which they came; no socket where none listens any more.
+fn by_address(passed: Vec<Socket>) -> Result<Groups, StartError> {
+    let mut groups = Groups::new();
     for socket in passed {
-        let address = bound_to(&socket).map_err(StartError::Adopted)?;
+        let (address, living) = bound_to(&socket).map_err(StartError::Adopted)?;
+        if !living {
+            tracing::info!(%address, "a listener that was passed was shut down; its place is taken by a fresh one");
+        }
+        let living = living.then_some(socket);
         match groups.iter_mut().find(|(known, _)| *known == address) {
-            Some((_, sockets)) => sockets.push(socket),
-            None => groups.push((address, vec![socket])),
+            Some((_, sockets)) => sockets.extend(living),
+            // One that has lost its port with its life says nothing of where to listen.
+            None if living.is_none() && address.port() == 0 => {}
+            None => groups.push((address, living.into_iter().collect())),
         }
     }
     Ok(groups)
 }
 
-fn bound_to(socket: &Socket) -> io::Result<SocketAddr> {
-    if !socket.is_listener()? {
-        return Err(io::Error::other("it does not listen"));
+/// The addresses in the order of `listen_on`, then what was passed besides. Port 0 is any port, so what was passed of that host
+/// will do.
+fn in_order(mut passed: Groups, listen_on: &[SocketAddr]) -> Groups {
+    let mut groups = Groups::new();
+    for address in listen_on {
+        let does = |bound: &SocketAddr| {
+            let any_port = address.port() == 0 && bound.ip() == address.ip() && !listen_on.contains(bound);
+            bound == address || any_port
+        };
+        let at = passed.iter().position(|(bound, _)| does(bound));
+        groups.push(at.map_or_else(|| (*address, Vec::new()), |at| passed.remove(at)));
     }
-    socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("it is no internet socket"))
+    groups.extend(passed);
+    groups
+}
+
+/// What a socket that was passed is bound to, and whether it listens: not once it was shut down, by any process that had it.
+fn bound_to(socket: &Socket) -> io::Result<(SocketAddr, bool)> {
+    let living = socket.is_listener()?;
+    if !living && (socket.r#type()? != Type::STREAM || socket.peer_addr().is_ok()) {
+        return Err(io::Error::other("it is of another kind"));
+    }
+    let address =
+        socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("it is no internet socket"))?;
+    Ok((address, living))
 }
 
 /// A listening socket whose connections inherit what a session wants (Linux copies these options on accept, which saves
@@ -141,7 +175,7 @@ mod tests {
         SocketAddr::from(([127, 0, 0, 1], 0))
     }
 
-    fn is_in_use(outcome: Result<Listeners, StartError>) -> bool {
+    fn is_in_use(outcome: &Result<Listeners, StartError>) -> bool {
         matches!(outcome, Err(StartError::Listen { error, .. }) if error.kind() == io::ErrorKind::AddrInUse)
     }
 
@@ -155,7 +189,7 @@ mod tests {
         assert_eq!(counts(&listeners), [2, 2, 2]);
         assert_eq!((listeners.addresses.len(), listeners.duplicates.len()), (2, 6));
         for sockets in &listeners.dealt {
-            let bound: Vec<_> = sockets.iter().map(|socket| bound_to(socket).unwrap()).collect();
+            let bound: Vec<_> = sockets.iter().map(|socket| bound_to(socket).unwrap().0).collect();
             assert_eq!(bound, listeners.addresses, "one port for all workers");
         }
     }
@@ -165,7 +199,7 @@ mod tests {
         for (theirs, ours) in [(1, 1), (1, 3), (3, 1), (3, 3)] {
             let first = Listeners::open(Vec::new(), &[local()], theirs).unwrap();
             let second = Listeners::open(Vec::new(), &first.addresses, ours);
-            assert!(is_in_use(second), "{ours} beside {theirs}");
+            assert!(is_in_use(&second), "{ours} beside {theirs}");
         }
         // And one of one worker keeps everybody out, also who would share.
         let alone = Listeners::open(Vec::new(), &[local()], 1).unwrap();
@@ -176,16 +210,104 @@ mod tests {
     fn passed_listeners_are_dealt_out_and_missing_ones_made_beside_them() {
         let one = Listeners::open(Vec::new(), &[local()], 1).unwrap();
         let address = one.addresses[0];
-        let pass = |listeners: Listeners| {
-            drop(listeners.dealt);
-            listeners.duplicates.into_iter().map(|(_, socket)| socket).collect::<Vec<_>>()
-        };
-        let three = Listeners::open(pass(one), &[], 3).unwrap();
+        let three = Listeners::open(passed(one), &[], 3).unwrap();
         assert_eq!((counts(&three), three.addresses.as_slice()), (vec![1, 1, 1], [address].as_slice()));
-        let two = Listeners::open(pass(three), &[], 2).unwrap();
+        let two = Listeners::open(passed(three), &[], 2).unwrap();
         assert_eq!((counts(&two), two.addresses.as_slice()), (vec![2, 1], [address].as_slice()));
-        let one = Listeners::open(pass(two), &[], 1).unwrap();
+        let one = Listeners::open(passed(two), &[], 1).unwrap();
         assert_eq!((counts(&one), one.duplicates.len()), (vec![3], 3));
+    }
+
+    /// What of the sockets of an ended data plane is passed on.
+    fn passed(listeners: Listeners) -> Vec<Socket> {
+        drop(listeners.dealt);
+        listeners.duplicates.into_iter().map(|(_, socket)| socket).collect()
+    }
+
+    /// Whether every one of the sockets has somebody's connection.
+    fn accept(listeners: &Listeners) -> bool {
+        listeners.dealt.iter().flatten().all(|socket| {
+            let address = bound_to(socket).unwrap().0;
+            // The kernel chooses which of one address gets it.
+            (0..1000).any(|_| {
+                let connected = std::net::TcpStream::connect(address).is_ok();
+                socket.set_nonblocking(true).unwrap();
+                connected && socket.accept().is_ok()
+            })
+        })
+    }
+
+    /// Listeners of two addresses for `before` workers, those of the bits `dead` shut down, passed on to `after` workers. False: a
+    /// port that was free for a moment has been taken by another program.
+    fn hand_on(before: usize, dead: u32, after: usize) -> bool {
+        let what = format!("{before} workers, dead {dead:b}, {after} workers");
+        let first = Listeners::open(Vec::new(), &[local(), "[::1]:0".parse().unwrap()], before).unwrap();
+        let addresses = first.addresses.clone();
+        let passed = passed(first);
+        for (at, socket) in passed.iter().enumerate() {
+            if dead & 1 << at != 0 {
+                socket.shutdown(std::net::Shutdown::Both).unwrap();
+            }
+        }
+        let living = passed.len() - dead.count_ones() as usize;
+        // Whoever passed them keeps them until there is a successor.
+        let _kept: Vec<_> = passed.iter().map(|socket| socket.try_clone().unwrap()).collect();
+        let second = match Listeners::open(passed, &addresses, after) {
+            Err(StartError::Listen { error, .. }) if error.kind() == io::ErrorKind::AddrInUse => {
+                return false;
+            }
+            outcome => outcome.unwrap_or_else(|error| panic!("{what}: {error}")),
+        };
+        assert_eq!(second.addresses, addresses, "{what}");
+        assert!(second.dealt.iter().all(|sockets| sockets.len() >= 2), "{what}");
+        assert!(second.duplicates.len() >= living, "{what}: what lives is kept");
+        let listens = |socket: &Socket| socket.is_listener().unwrap();
+        assert!(second.dealt.iter().flatten().all(listens), "{what}");
+        assert!(after > 1 || before > 1 || accept(&second), "{what}");
+        true
+    }
+
+    #[test]
+    fn what_was_shut_down_is_bound_afresh_at_the_same_address_whatever_of_it_lives() {
+        for before in 1..=3_usize {
+            for dead in 0..1_u32 << (2 * before) {
+                for after in 1..=3 {
+                    assert!((0..20).any(|_| hand_on(before, dead, after)), "no port stays free");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_listener_is_refused_and_a_dead_one_alone_tells_the_address() {
+        let first = Listeners::open(Vec::new(), &[local()], 1).unwrap();
+        let address = first.addresses[0];
+        let connection = Socket::from(std::net::TcpStream::connect(address).unwrap());
+        let datagrams = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        for other in [connection, datagrams] {
+            let refused = Listeners::open(vec![other], &[address], 1);
+            assert!(matches!(refused, Err(StartError::Adopted(_))), "{refused:?}");
+        }
+        let passed = passed(first);
+        passed[0].shutdown(std::net::Shutdown::Both).unwrap();
+        let again = Listeners::open(passed, &[], 1);
+        // Unless another program has taken the port meanwhile.
+        if !is_in_use(&again) {
+            let again = again.unwrap();
+            assert_eq!(again.addresses, [address]);
+            assert!(accept(&again));
+        }
+    }
+
+    #[test]
+    fn any_port_is_a_port_that_was_passed() {
+        let first = Listeners::open(Vec::new(), &[local()], 2).unwrap();
+        let addresses = first.addresses.clone();
+        let second = Listeners::open(passed(first), &[local()], 2).unwrap();
+        assert_eq!(second.addresses, addresses);
+        let more = [addresses[0], local()];
+        let third = Listeners::open(passed(second), &more, 1).unwrap();
+        assert_eq!((third.addresses.len(), third.addresses[0]), (2, addresses[0]), "and one more");
     }
 
     #[test]

@@ -142,7 +142,7 @@ impl Client {
         }
     }
 
-    /// Begin to serve, on these listeners if there are any (then `start.listen` says what they are bound to).
+    /// Begin to serve, on these listeners as far as they listen and on what `start.listen` names besides.
     ///
     /// # Errors
     /// As all; [`Refusal::StartFailed`] with what the machine or the settings forbid.

@@ -127,7 +127,8 @@ pub struct Start {
     /// What tells this configuration from another; comes back in HELLO and STATUS.
     #[prost(bytes = "vec", tag = "3")]
     pub configuration: Vec<u8>,
-    /// Addresses to listen on. With descriptors beside the request: what these are bound to, in the same order.
+    /// Addresses to listen on, each once. Descriptors beside the request are listeners to take over; where none of them is bound
+    /// and listens, fresh ones are made.
     #[prost(message, repeated, tag = "4")]
     pub listen: Vec<Address>,
 }
