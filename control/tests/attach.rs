@@ -11,7 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use common::process::{Planes, is_alive, json, ringwire, send, until};
 use ringwire::dmsg::{ServerAddress, Session, SessionConfig};
 use ringwire_dataplane::entropy::OsEntropy;
+use ringwire_dataplane::process::SOCKET_NAME;
+use ringwire_ipc::socket::{Client, Hello, PROTOCOL};
 use ringwire_proto::identity::SecretKey;
+use ringwire_proto::noise::Hybrid;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -180,4 +183,121 @@ async fn a_data_plane_that_was_attached_to_and_ends_in_order_is_replaced_on_its_
     served(&server).await;
     until("another one is noted", || planes.noted_dataplane().is_some_and(|pid| pid != ended));
     assert_eq!(json(state, &["status"])["dataplane"]["addresses"][0], server.address);
+}
+
+/// Whether a client without the post-quantum part is served.
+async fn classical(server: &ServerAddress) -> bool {
+    let mut config = config(server);
+    config.hybrid = Hybrid::Off;
+    match Session::connect(config).await {
+        Ok(session) => session.ping().await.is_ok(),
+        Err(_) => false,
+    }
+}
+
+/// What `show settings` says, which is what the data plane says itself.
+fn in_force(state: &Path) -> Value {
+    let shown = json(state, &["show", "settings"]);
+    let mut client = Client::connect(&state.join(SOCKET_NAME), common::PATIENCE).unwrap();
+    client.hello(Hello { protocol: PROTOCOL, ..Hello::default() }).unwrap();
+    let said: Value = serde_json::from_str(&client.status().unwrap().settings).unwrap();
+    assert_eq!(shown["settings"], said);
+    said
+}
+
+/// Kills the data plane and waits for the one in its place.
+fn crash(planes: &Planes) {
+    let killed = planes.noted_dataplane().unwrap();
+    send(killed, Signal::KILL);
+    until("another one is noted", || planes.noted_dataplane().is_some_and(|pid| pid != killed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_new_control_planes_file_says_is_in_force_when_it_is_ready() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path();
+    let file = state.join("ringwire.toml");
+    let mut planes = Planes::start(state, &["--workers", "2"]);
+    let server = planes.address();
+    assert!(classical(&server).await);
+    assert_eq!(in_force(state)["hybrid"], "offer");
+    planes.kill_control();
+
+    std::fs::write(&file, "hybrid = \"require\"\ncompany_us = 7\n").unwrap();
+    let log = state.join("log");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringwire"));
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let file_named = ["--config", file.to_str().unwrap()];
+    let dataplane = planes.dataplane_pid;
+    let mut planes = {
+        let again = Planes::try_start_of(command, state, &file_named).unwrap();
+        // The first one's value must not end the data plane.
+        planes.dataplane_pid = 0;
+        std::mem::forget(planes);
+        again
+    };
+    assert_eq!(planes.dataplane_pid, dataplane, "attached to");
+    assert!(!classical(&server).await, "from the moment on that it is ready");
+    served(&server).await;
+    let now = in_force(state);
+    assert_eq!(
+        (&now["hybrid"], &now["company_us"], &now["workers"]),
+        (&"require".into(), &7.into(), &2.into())
+    );
+    let log = std::fs::read_to_string(log).unwrap();
+    let line =
+        log.lines().find(|line| line.contains("setting=\"hybrid\"")).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("from=\"offer\"") && line.contains("to=\"require\""), "{line}");
+
+    // And of its successors, with what the first control plane had asked for.
+    crash(&planes);
+    assert!(!classical(&server).await);
+    let now = in_force(state);
+    assert_eq!(
+        (&now["hybrid"], &now["company_us"], &now["workers"]),
+        (&"require".into(), &7.into(), &2.into())
+    );
+    let text =
+        String::from_utf8(ringwire(state).args(["show", "settings"]).output().unwrap().stdout).unwrap();
+    let line = text.lines().find(|line| line.starts_with("hybrid")).unwrap();
+    assert!(line.contains("require") && line.contains("ringwire set"), "{text}");
+
+    // What cannot change while it runs is refused as ever.
+    planes.kill_control();
+    std::fs::write(&file, "workers = 3\n").unwrap();
+    let refused = ringwire(state).arg("run").args(file_named).output().unwrap();
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && error.contains("its workers is 2 where 3"), "{error}");
+    assert_eq!(in_force(state)["hybrid"], "require", "nothing has changed");
+    planes.dataplane_pid = planes.noted_dataplane().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_set_is_set_in_every_successor_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path();
+    let mut planes = Planes::start(state, &["--workers", "2"]);
+    let server = planes.address();
+    for (name, value) in [("hybrid", "off"), ("hybrid", "require"), ("company-us", "3"), ("pause-us", "4")] {
+        json(state, &["set", name, value]);
+    }
+    let expected = |now: &Value, what: &str| {
+        let found = (&now["hybrid"], &now["company_us"], &now["pause_us"], &now["workers"]);
+        assert_eq!(found, (&"require".into(), &3.into(), &4.into(), &2.into()), "{what}");
+    };
+    expected(&in_force(state), "set");
+    for _ in 0..2 {
+        crash(&planes);
+        expected(&in_force(state), "after a crash");
+        assert!(!classical(&server).await);
+    }
+    // A control plane that says nothing of it leaves everything as it is, and hands it on.
+    planes.dataplane_pid = planes.noted_dataplane().unwrap();
+    planes.kill_control();
+    planes.run_again(state, &[]);
+    expected(&in_force(state), "attached");
+    crash(&planes);
+    expected(&in_force(state), "after a crash under another control plane");
+    assert!(!classical(&server).await);
+    served(&server).await;
 }

@@ -139,7 +139,7 @@ impl<D: Driver> Worker<D> {
         Answer::Done(1)
     }
 
-    fn change(&mut self, setting: Setting) {
+    pub(crate) fn change(&mut self, setting: Setting) {
         tracing::info!(?setting, "setting changed");
         match setting {
             Setting::Hybrid(policy) => {

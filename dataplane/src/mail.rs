@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 use ringwire_ipc::channel::WorkerEnd;
+use ringwire_ipc::message::Setting;
 use ringwire_proto::identity::PublicKey;
+use ringwire_proto::noise::Hybrid;
 
 use crate::bridge::{Half, State};
 use crate::driver::{Driver, Nanos};
@@ -28,6 +30,8 @@ pub enum Order {
     /// Use at most so many bytes of buffer memory; the answer is what is in force. Less than what is used resets the
     /// largest holder's backlogs.
     Budget(usize, Sender<usize>),
+    /// These settings are others from now on; the answer comes when they are.
+    Change(Vec<Setting>, Sender<()>),
     /// Speak with the control plane over this channel from now on; a former one is dropped unread.
     Attach(Box<WorkerEnd>),
     /// The control plane is gone.
@@ -61,6 +65,19 @@ pub struct Report {
     pub streams_len: usize,
     /// What these and the memory held may be at most, in bytes.
     pub budget_len: usize,
+    /// Settings in force of those that change while it runs, by worker.
+    pub live: Vec<LiveSettings>,
+}
+
+/// What is in force at one worker of the settings that change while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LiveSettings {
+    /// The post-quantum part of handshakes.
+    pub hybrid: Hybrid,
+    /// Longest wait for company, in microseconds.
+    pub company_us: u32,
+    /// Longest time for which receiving is put off, in microseconds.
+    pub pause_us: u32,
 }
 
 impl Report {
@@ -75,6 +92,7 @@ impl Report {
                 sum.extra_len += report.extra_len;
                 sum.streams_len += report.streams_len;
                 sum.budget_len += report.budget_len;
+                sum.live.extend(report.live);
                 sum
             })
             .unwrap_or_default()
@@ -158,6 +176,10 @@ impl<D: Driver> Worker<D> {
             Order::Budget(limit, answer) => {
                 let _ = answer.try_send(self.budget.set_limit(limit));
             }
+            Order::Change(settings, answer) => {
+                settings.into_iter().for_each(|setting| self.change(setting));
+                let _ = answer.try_send(());
+            }
             Order::Attach(end) => self.attach(end),
             Order::Detach => self.detach(),
             Order::Drain(deadline) => self.drain(deadline),
@@ -194,6 +216,11 @@ impl<D: Driver> Worker<D> {
             extra_len: self.budget.extra(),
             streams_len: self.halves.len() * limits::STREAM_LEN,
             budget_len: self.budget.limit(),
+            live: vec![LiveSettings {
+                hybrid: self.settings.hybrid,
+                company_us: self.settings.company_us_max,
+                pause_us: self.settings.pause_us_max,
+            }],
         }
     }
 

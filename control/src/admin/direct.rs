@@ -4,7 +4,8 @@
 use ringwire_ipc::socket;
 use ringwire_proto::identity::PublicKey;
 
-use super::model::{DataPlaneStatus, Session, Sessions, Stream, Streams};
+use super::model::{DataPlaneStatus, Session, Sessions, Settings, Stream, Streams};
+use crate::config::SETTINGS;
 use crate::state::State;
 use crate::supervise::{converse, monotonic_ns};
 
@@ -37,6 +38,17 @@ pub fn dataplane_status(state: &State) -> Result<DataPlaneStatus, DirectError> {
         attached_pid: (status.attached > 0).then_some(status.attached),
         orphan_s: (status.attached == 0).then(|| seconds(status.orphan_ns)),
     })
+}
+
+/// Which settings are in force; none if it does not say, because it does not serve yet or a worker does not answer.
+///
+/// # Errors
+/// As [`dataplane_status`].
+pub fn settings(state: &State) -> Result<Settings, DirectError> {
+    let (mut client, _) = converse(state)?;
+    let settings = serde_json::from_str(&client.status()?.settings).unwrap_or_default();
+    let live = SETTINGS.iter().filter(|setting| setting.live).map(|setting| setting.name.to_owned());
+    Ok(Settings { settings, live: live.collect() })
 }
 
 /// Its sessions and bridges, and its buffer memory.

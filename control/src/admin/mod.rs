@@ -22,5 +22,5 @@ pub mod model;
 mod server;
 
 pub use client::{Client, ClientError};
-pub use direct::{DirectError, dataplane_status, dump};
+pub use direct::{DirectError, dataplane_status, dump, settings};
 pub use server::{Admin, bind};

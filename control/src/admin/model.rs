@@ -226,6 +226,15 @@ pub struct Limit {
     pub origin: Option<String>,
 }
 
+/// What is in force in the data plane.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// By name, as in a configuration file.
+    pub settings: BTreeMap<String, serde_json::Value>,
+    /// Names of those that change while it runs.
+    pub live: Vec<String>,
+}
+
 /// What an order did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {

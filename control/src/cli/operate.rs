@@ -58,7 +58,9 @@ pub(super) struct StopArguments {
   ringwire set company-us 50              wait up to 50 us for more work per turn: less CPU, more latency
   ringwire set pause-us 0                 never leave a busy session unread for a moment: more CPU, less latency
 
-A change holds until the data plane ends; to keep it, write it into the file of `--config` too.")]
+A change holds until the server is stopped, also when either plane crashes and comes back by itself. A control plane that is
+started anew has its own say: what its file or flags name holds from then on. To keep a change, write it into the file of
+`--config` too. What is in force: ringwire show settings")]
 pub(super) struct SetArguments {
     /// What to change: hybrid, company-us or pause-us
     #[arg(value_name = "NAME")]

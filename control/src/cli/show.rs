@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::output::{Common, Table, age, block_on, bytes};
 use crate::admin::model::{
-    ClosedSessions, Counters, DataPlaneStatus, DiscoveryStatus, Limits, Sessions, Status, Streams,
+    ClosedSessions, Counters, DataPlaneStatus, DiscoveryStatus, Limits, Sessions, Settings, Status, Streams,
 };
 use crate::admin::{self, Client, ClientError, DirectError};
 
@@ -60,6 +60,11 @@ pub(super) enum Show {
     },
     /// Every bound, how near it is, and what happens there
     Limits {
+        #[command(flatten)]
+        common: Common,
+    },
+    /// What is in force in the data plane, whoever set it; also with the control plane dead
+    Settings {
         #[command(flatten)]
         common: Common,
     },
@@ -190,6 +195,7 @@ pub(super) fn show(show: &Show) -> anyhow::Result<ExitCode> {
             common.print(&common.get("/v1/counters")?, |counters| counters_text(counters, *all))
         }
         Show::Limits { common } => common.print(&common.get("/v1/limits")?, limits_text),
+        Show::Settings { common } => common.print(&admin::settings(&common.state()?)?, settings_text),
     }
 }
 
@@ -280,6 +286,25 @@ fn counters_text(counters: &Counters, all: bool) -> String {
     let mut table = Table::new(["counter", "total"]);
     for (name, total) in counters.total.iter().filter(|(_, total)| all || **total > 0) {
         table.row([name.clone(), total.to_string()]);
+    }
+    table.render()
+}
+
+fn settings_text(settings: &Settings) -> String {
+    let mut table = Table::new(["setting", "in force", "changes with"]);
+    for (name, value) in &settings.settings {
+        let value = match value {
+            serde_json::Value::Null => "none".to_owned(),
+            serde_json::Value::String(text) => text.clone(),
+            serde_json::Value::Array(values) => {
+                let texts =
+                    values.iter().map(|value| value.as_str().map_or(value.to_string(), str::to_owned));
+                texts.collect::<Vec<_>>().join(", ")
+            }
+            other => other.to_string(),
+        };
+        let how = if settings.live.contains(name) { "ringwire set" } else { "a restart" };
+        table.row([name.clone(), value, how.to_owned()]);
     }
     table.render()
 }

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::mem::discriminant;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use ringwire_dataplane::counters::Counter;
 use ringwire_ipc::Fault;
 use ringwire_ipc::channel::ControlEnd;
 use ringwire_ipc::counters::CellIndex;
+use ringwire_ipc::message::{Order, Setting};
 use ringwire_ipc::ring::PushError;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -52,16 +54,36 @@ pub(super) enum Event {
 
 /// Who waits for the outcome of which question.
 #[derive(Debug, Default)]
-pub(super) struct Askers(HashMap<Ticket, oneshot::Sender<Result<Outcome, AskError>>>);
+pub(super) struct Askers {
+    waiting: HashMap<Ticket, Asker>,
+    /// Settings that every worker has changed and that nobody has asked for yet, the last of each kind.
+    changed: Vec<Setting>,
+}
+
+#[derive(Debug)]
+struct Asker {
+    answer: oneshot::Sender<Result<Outcome, AskError>>,
+    /// What is another once this is done.
+    changes: Option<Setting>,
+}
 
 impl Askers {
     /// Passes outcomes on. Who went away meanwhile is not missed.
     pub(super) fn tell(&mut self, mirror: &mut Mirror) {
         while let Some((ticket, outcome)) = mirror.poll_outcome() {
-            if let Some(asker) = self.0.remove(&ticket) {
-                let _ = asker.send(Ok(outcome));
+            if let Some(Asker { answer, changes }) = self.waiting.remove(&ticket) {
+                if let Some(changed) = changes.filter(|_| matches!(outcome, Outcome::Done(_))) {
+                    self.changed.retain(|before| discriminant(before) != discriminant(&changed));
+                    self.changed.push(changed);
+                }
+                let _ = answer.send(Ok(outcome));
             }
         }
+    }
+
+    /// What has changed since the last call.
+    pub(super) fn changed(&mut self) -> Vec<Setting> {
+        std::mem::take(&mut self.changed)
     }
 }
 
@@ -257,7 +279,8 @@ pub(super) fn answer(
         }
         Ask::Order(order, answer) => match mirror.ask(order, now()) {
             Ok(ticket) => {
-                askers.0.insert(ticket, answer);
+                let changes = if let Order::Change(setting) = order { Some(setting) } else { None };
+                askers.waiting.insert(ticket, Asker { answer, changes });
             }
             Err(error) => {
                 let _ = answer.send(Err(error));

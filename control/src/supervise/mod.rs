@@ -36,6 +36,7 @@ pub use obtain::{ObtainError, Wanted, converse, stop};
 use plane::{ASKS_MAX, Ask};
 pub use plane::{End, EndError, Plane, PlaneStatus, Table};
 use restart::Restarts;
+use settings::Settings;
 
 /// Environment variable with the log filter, such as `debug` or `ringwire=trace`: of this process, and of a data plane it
 /// starts.
@@ -51,7 +52,8 @@ const REAP_LIMIT: Duration = Duration::from_secs(2);
 /// [`ObtainError`]: there is no data plane to work with, and none of ours is left running.
 pub async fn start(wanted: Wanted) -> Result<(Plane, JoinHandle<End>), ObtainError> {
     let wanted = Arc::new(wanted);
-    let attached = obtain_on_thread(Arc::clone(&wanted), Vec::new()).await.0?;
+    let settings = wanted.settings.clone();
+    let attached = obtain_on_thread(Arc::clone(&wanted), settings.clone(), Vec::new()).await.0?;
     // True before anybody can ask: what is ready is announced with the addresses in it.
     let mut status = PlaneStatus::default();
     status.attached_to(&attached);
@@ -61,6 +63,7 @@ pub async fn start(wanted: Wanted) -> Result<(Plane, JoinHandle<End>), ObtainErr
         wanted,
         status,
         asks: questions,
+        settings,
         mirror: Mirror::default(),
         askers: Askers::default(),
         restarts: Restarts::default(),
@@ -75,9 +78,10 @@ type Listeners = Vec<(SocketAddr, OwnedFd)>;
 /// [`obtain::obtain`] on a thread that may block; the listeners come back.
 async fn obtain_on_thread(
     wanted: Arc<Wanted>,
+    settings: Settings,
     listeners: Listeners,
 ) -> (Result<Attached, ObtainError>, Listeners) {
-    let work = move || (obtain::obtain(&wanted, &listeners), listeners);
+    let work = move || (obtain::obtain(&wanted, &settings, &listeners), listeners);
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(ended) => match ended.try_into_panic() {
@@ -94,6 +98,8 @@ struct Task {
     wanted: Arc<Wanted>,
     status: watch::Sender<PlaneStatus>,
     asks: mpsc::Receiver<Ask>,
+    /// What is in force, with what was changed while it ran: a successor is started with it.
+    settings: Settings,
     mirror: Mirror,
     askers: Askers,
     restarts: Restarts,
@@ -140,7 +146,8 @@ impl Task {
     /// One attach, from its begin to its end.
     async fn attached(&mut self, attached: Attached, same: bool) -> Over {
         self.status.send_modify(|status| status.attached_to(&attached));
-        let Attached { lifeline, bell, channels, epoch, pid, listeners, child, .. } = attached;
+        let Attached { lifeline, bell, channels, epoch, pid, listeners, settings, child, .. } = attached;
+        self.settings = settings;
         let mut remains = Remains { listeners, child, loss: String::new() };
         let mut channels = match Channels::new(channels, bell) {
             Ok(channels) => channels,
@@ -183,10 +190,10 @@ impl Task {
     /// No data plane: questions are answered as far as they can be, while one is brought back.
     async fn detached(&mut self, mut listeners: Listeners, mut pause: Duration) -> Result<Attached, End> {
         loop {
-            let wanted = Arc::clone(&self.wanted);
+            let (wanted, settings) = (Arc::clone(&self.wanted), self.settings.clone());
             let mut attempt = std::pin::pin!(async move {
                 tokio::time::sleep(pause).await;
-                obtain_on_thread(wanted, listeners).await
+                obtain_on_thread(wanted, settings, listeners).await
             });
             // An end that is asked for waits for the attempt, which may be starting a process at this moment.
             let mut end = None;
@@ -234,6 +241,9 @@ impl Task {
     fn lost(&mut self, loss: &str) {
         self.mirror.detached();
         self.askers.tell(&mut self.mirror);
+        for setting in self.askers.changed() {
+            self.settings.keep(setting);
+        }
         self.status.send_modify(|status| {
             status.attached = false;
             // What a signal began is over; what was ordered here ends this task too.

@@ -1,7 +1,7 @@
 //! Getting hold of the data plane: find the living one or start one, agree on who is who, attach.
 //!
-//! In: what is wanted ([`Wanted`]) and, after a death, the listeners of before. Out: an [`Attached`], or a typed refusal that
-//! left everything as it was. Everything here blocks, with deadlines; the task calls it on a thread of its own.
+//! In: what is wanted ([`Wanted`]) with the settings of now and, after a death, the listeners of before. Out: an [`Attached`], or a
+//! typed refusal that left everything as it was. Everything here blocks, with deadlines; the task calls it on a thread of its own.
 
 use std::io;
 use std::net::SocketAddr;
@@ -44,7 +44,7 @@ pub struct Wanted {
     pub state: State,
     /// Whom it serves as.
     pub key: SecretKey,
-    /// How it is set up.
+    /// How it is set up, as far as somebody has said.
     pub settings: Settings,
     /// Starts one; none: it is somebody else's to start (systemd's), and is waited for.
     pub program: Option<PathBuf>,
@@ -70,6 +70,8 @@ pub(super) struct Attached {
     pub(super) connections_max: u64,
     /// Duplicates, for a successor of the data plane.
     pub(super) listeners: Vec<(SocketAddr, OwnedFd)>,
+    /// What is in force, for a successor too: what was asked for, and what it had besides.
+    pub(super) settings: Settings,
     /// The process, if it is this one's child.
     pub(super) child: Option<Child>,
 }
@@ -151,15 +153,20 @@ pub enum ObtainError {
     },
 }
 
-/// Finds or starts the data plane and attaches to it. `listeners` are those of a predecessor that died, if any.
-pub(super) fn obtain(wanted: &Wanted, listeners: &[(SocketAddr, OwnedFd)]) -> Result<Attached, ObtainError> {
+/// Finds or starts the data plane and attaches to it. `settings` are those of `wanted`, or what has become of them; `listeners` are
+/// those of a predecessor that died, if any.
+pub(super) fn obtain(
+    wanted: &Wanted,
+    settings: &Settings,
+    listeners: &[(SocketAddr, OwnedFd)],
+) -> Result<Attached, ObtainError> {
     let mut started = Started(None);
     let client = match Client::connect(&wanted.state.dataplane_socket(), ANSWER_LIMIT) {
         Ok(client) => client,
         Err(ClientError::Absent { .. }) => started.bring_up(wanted)?,
         Err(error) => return Err(error.into()),
     };
-    let attached = agree(wanted, client, listeners)?;
+    let attached = agree(wanted, settings, client, listeners)?;
     // From here on it lives on without this process.
     Ok(Attached { child: started.0.take(), ..attached })
 }
@@ -221,6 +228,7 @@ impl Drop for Started {
 /// Says who this is, checks who that is, starts it if it waits for that, attaches.
 fn agree(
     wanted: &Wanted,
+    settings: &Settings,
     mut client: Client,
     listeners: &[(SocketAddr, OwnedFd)],
 ) -> Result<Attached, ObtainError> {
@@ -230,7 +238,7 @@ fn agree(
         build: env!("CARGO_PKG_VERSION").to_owned(),
         layout: wanted.layout,
         public_key: ours.as_bytes().to_vec(),
-        configuration: wanted.settings.configuration(),
+        configuration: settings.configuration(),
         pid: std::process::id(),
     })?;
     let pid = theirs.pid;
@@ -238,13 +246,14 @@ fn agree(
         let (build, theirs) = (theirs.build, theirs.layout);
         return Err(ObtainError::Layout { pid, build, theirs, ours: wanted.layout });
     }
-    if theirs.public_key.is_empty() {
-        start(wanted, &mut client, listeners)?;
+    let lived = !theirs.public_key.is_empty();
+    if !lived {
+        start(&wanted.key, settings, &mut client, listeners)?;
     } else if theirs.public_key != ours.as_bytes() {
         let key = PublicKey::from_bytes(&theirs.public_key);
         let theirs = key.map_or_else(|_| "(none)".to_owned(), |key| key.to_string());
         return Err(ObtainError::OtherKey { pid, theirs, ours });
-    } else if let Some(difference) = wanted.settings.difference(&theirs.configuration) {
+    } else if let Some(difference) = settings.difference(&theirs.configuration) {
         return Err(ObtainError::OtherSettings { pid, difference });
     }
     let attachment = client.attach(wanted.layout)?;
@@ -254,6 +263,10 @@ fn agree(
     let channels = descriptors.into_iter().map(|channel| ControlEnd::open(channel, epoch));
     let channels = channels.collect::<Result<_, _>>()?;
     let (listeners, status) = (client.listeners()?, client.status()?);
+    if lived {
+        change(settings, &status.settings, &mut client)?;
+    }
+    let settings = settings.adopt(&theirs.configuration, &status.settings);
     Ok(Attached {
         lifeline: client,
         bell: attachment.bell,
@@ -264,8 +277,28 @@ fn agree(
         driver: status.driver,
         connections_max: status.connections_max,
         listeners,
+        settings,
         child: None,
     })
+}
+
+/// Has a living data plane take on what was asked for of the settings that change while it runs. It must be true before anybody is
+/// told that the server is ready.
+fn change(settings: &Settings, in_force: &str, client: &mut Client) -> Result<(), ClientError> {
+    let (differences, changes) = settings.changes(in_force);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    client.change(changes)?;
+    for Difference { name, theirs, ours } in differences {
+        tracing::warn!(
+            setting = name,
+            from = theirs,
+            to = ours,
+            "the data plane that runs had another value; changed to what is configured"
+        );
+    }
+    Ok(())
 }
 
 /// What listeners are bound to: several workers have one each of every address.
@@ -280,12 +313,13 @@ fn once_each(listeners: &[(SocketAddr, OwnedFd)]) -> Vec<SocketAddr> {
 }
 
 fn start(
-    wanted: &Wanted,
+    key: &SecretKey,
+    settings: &Settings,
     client: &mut Client,
     listeners: &[(SocketAddr, OwnedFd)],
 ) -> Result<(), ClientError> {
     let listen = match listeners {
-        [] => wanted.settings.listen().to_vec(),
+        [] => settings.listen().to_vec(),
         listeners => once_each(listeners),
     };
     let living: Vec<_> = listeners.iter().filter(|(_, listener)| listens(listener)).collect();
@@ -294,9 +328,9 @@ fn start(
         tracing::info!(dead, "listeners were shut down by the data plane that ended; they are made anew");
     }
     let start = Start {
-        secret_key: wanted.key.expose_bytes().to_vec(),
-        settings: wanted.settings.for_start(),
-        configuration: wanted.settings.configuration(),
+        secret_key: key.expose_bytes().to_vec(),
+        settings: settings.for_start(),
+        configuration: settings.configuration(),
         listen: listen.into_iter().map(socket::Address::new).collect(),
     };
     let descriptors: Vec<_> = living.iter().map(|(_, descriptor)| descriptor.as_fd()).collect();

@@ -1,11 +1,16 @@
 //! What a data plane is set up with, and how what is asked for compares with what a living one has.
 //!
 //! Some settings hold for the life of a data plane; those are its *configuration*, which it keeps as JSON and returns to
-//! whoever attaches. The others change while it runs ([`Setting`](ringwire_ipc::message::Setting)).
+//! whoever attaches. The others change while it runs ([`Setting`]); what is in force of them the data plane says when it is asked.
+//!
+//! At an attach to a living data plane what was named here is checked (the first kind, [`Settings::difference`]) or changed there
+//! (the second, [`Settings::changes`]), and what was not named is taken over from it ([`Settings::adopt`]): a successor is started
+//! with what was in force, whoever set it.
 
 use std::fmt;
 use std::net::SocketAddr;
 
+use ringwire_ipc::message::{HybridPolicy, Setting};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -120,6 +125,49 @@ impl Settings {
             .next()
     }
 
+    /// The settings that change while a data plane runs, that were named here, and that have another value in a living one.
+    /// `in_force` is what that one says of itself. With what it has to be told.
+    pub(super) fn changes(&self, in_force: &str) -> (Vec<Difference>, String) {
+        let theirs: Map<String, Value> = serde_json::from_str(in_force).unwrap_or_default();
+        let mut named = self.named();
+        named.retain(|name, ours| LIVE.contains(&name.as_str()) && theirs.get(name) != Some(ours));
+        let differences = named.iter().map(|(name, ours)| Difference {
+            name: name.clone(),
+            theirs: theirs.get(name).map_or_else(|| "unknown".to_owned(), text),
+            ours: text(ours),
+        });
+        (differences.collect(), Value::Object(named).to_string())
+    }
+
+    /// These settings, and where one was not named, that of a living data plane: by its configuration, or if it changes while it
+    /// runs, what is in force.
+    #[must_use]
+    pub(super) fn adopt(&self, configuration: &[u8], in_force: &str) -> Self {
+        let mut both: Map<String, Value> = serde_json::from_slice(configuration).unwrap_or_default();
+        let in_force: Map<String, Value> = serde_json::from_str(in_force).unwrap_or_default();
+        both.extend(in_force.into_iter().filter(|(name, _)| LIVE.contains(&name.as_str())));
+        both.extend(self.named());
+        // What makes no sense here, such as a list because workers differ, is not taken over.
+        serde_json::from_value(Value::Object(both)).unwrap_or_else(|_| self.clone())
+    }
+
+    /// The same with one of those that change while a data plane runs.
+    pub(super) fn keep(&mut self, setting: Setting) {
+        match setting {
+            Setting::Hybrid(policy) => {
+                let name = match policy {
+                    HybridPolicy::Off => "off",
+                    HybridPolicy::Offer => "offer",
+                    HybridPolicy::Require => "require",
+                };
+                self.hybrid = Some(name.to_owned());
+            }
+            Setting::CompanyUsMax(us) => self.company_us = Some(us),
+            Setting::PauseUsMax(us) => self.pause_us = Some(us),
+            Setting::BudgetLen(len) => self.buffer_memory = Some(len),
+        }
+    }
+
     fn named(&self) -> Map<String, Value> {
         match serde_json::to_value(self) {
             Ok(Value::Object(named)) => named,
@@ -160,6 +208,40 @@ mod tests {
         assert_eq!(text, "its listen is 127.0.0.1:1, [::1]:2 where 127.0.0.1:8081 is asked for");
         assert!(elsewhere.difference(b"nonsense").is_some());
         assert_eq!(elsewhere.difference(&Settings::default().configuration()), None, "the default, named");
+    }
+
+    #[test]
+    fn what_changes_while_it_runs_is_changed_at_an_attach_and_everything_else_taken_over() {
+        let in_force = r#"{"hybrid":"offer","company_us":100,"pause_us":[1,2],"workers":4,"driver":"uring"}"#;
+        let ours = Settings { hybrid: Some("require".into()), company_us: Some(100), ..Settings::default() };
+        let (differences, told) = ours.changes(in_force);
+        let expected = [Difference { name: "hybrid".into(), theirs: "offer".into(), ours: "require".into() }];
+        assert_eq!((differences.as_slice(), told.as_str()), (&expected[..], r#"{"hybrid":"require"}"#));
+        let named = Settings { pause_us: Some(1), ..Settings::default() };
+        assert_eq!(named.changes(in_force).1, r#"{"pause_us":1}"#, "one of its workers has another");
+        assert_eq!(Settings::default().changes(in_force), (Vec::new(), "{}".to_owned()));
+        assert_eq!(named.changes("").0.len(), 1, "of a build that does not say");
+
+        let living = Settings { workers: Some(4), first_core: Some(1), ..Settings::default() };
+        let mut adopted = ours.adopt(&living.configuration(), in_force);
+        assert_eq!(adopted, ours, "what makes no sense is not taken over");
+        let in_force = r#"{"hybrid":"offer","company_us":100,"pause_us":9,"workers":4,"driver":"uring"}"#;
+        adopted = ours.adopt(&living.configuration(), in_force);
+        assert_eq!((adopted.hybrid.as_deref(), adopted.pause_us), (Some("require"), Some(9)));
+        assert_eq!((adopted.workers, adopted.first_core), (Some(4), Some(1)));
+        assert_eq!(adopted.driver.as_deref(), Some("auto"), "as it was asked for, not what came of it");
+        assert_eq!(adopted.difference(&living.configuration()), None);
+        assert_eq!(adopted.buffer_memory, None);
+        for setting in [
+            Setting::Hybrid(HybridPolicy::Off),
+            Setting::CompanyUsMax(3),
+            Setting::PauseUsMax(4),
+            Setting::BudgetLen(5),
+        ] {
+            adopted.keep(setting);
+        }
+        assert_eq!((adopted.hybrid.as_deref(), adopted.company_us), (Some("off"), Some(3)));
+        assert_eq!((adopted.pause_us, adopted.buffer_memory), (Some(4), Some(5)));
     }
 
     #[test]

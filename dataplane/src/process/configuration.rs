@@ -4,13 +4,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use ringwire_ipc::message::{HybridPolicy, Setting};
 use ringwire_proto::identity::SecretKey;
 use ringwire_proto::noise::Hybrid;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use socket2::Socket;
 
 use crate::choice::DriverChoice;
 use crate::limits;
+use crate::mail::{LiveSettings, Report};
 use crate::server::ServerConfig;
 use crate::worker::default_proxy_from;
 
@@ -99,6 +102,26 @@ impl Configuration {
         serde_json::to_string(self).unwrap_or_default()
     }
 
+    /// What is in force, by the settings it was started with and what the workers say of those that have changed since. Where
+    /// they differ (one of them was told and another did not answer), a list with each one's.
+    pub(super) fn in_force(&self, report: &Report) -> Map<String, Value> {
+        // A struct of plain fields is an object.
+        let Ok(Value::Object(mut settings)) = serde_json::to_value(self) else { return Map::new() };
+        let mut live = |name: &str, value: fn(&LiveSettings) -> Value| {
+            let mut values: Vec<Value> = report.live.iter().map(value).collect();
+            if values.windows(2).all(|two| two[0] == two[1]) {
+                values.truncate(1);
+            }
+            let value = if values.len() == 1 { values.pop() } else { Some(Value::Array(values)) };
+            settings.insert(name.to_owned(), value.unwrap_or_default());
+        };
+        live("hybrid", |live| hybrid_name(live.hybrid).into());
+        live("company_us", |live| live.company_us.into());
+        live("pause_us", |live| live.pause_us.into());
+        settings.insert("buffer_memory".to_owned(), report.budget_len.into());
+        settings
+    }
+
     /// How long the data plane may be without a control plane; `None`: for ever.
     pub fn orphan_limit(&self) -> Option<Duration> {
         (self.orphan_limit_ms > 0).then(|| Duration::from_millis(self.orphan_limit_ms))
@@ -123,12 +146,7 @@ impl Configuration {
         config.listeners = listeners;
         config.driver =
             self.driver.parse().map_err(|_| wrong("driver", &self.driver, "auto, uring or poll"))?;
-        config.hybrid = match self.hybrid.as_str() {
-            "off" => Hybrid::Off,
-            "offer" => Hybrid::Offer,
-            "require" => Hybrid::Require,
-            _ => return Err(wrong("hybrid", &self.hybrid, "off, offer or require")),
-        };
+        config.hybrid = hybrid(&self.hybrid)?;
         if !(1..=limits::WORKERS_MAX).contains(&self.workers) {
             return Err(wrong("workers", &self.workers, "1 to 64, at most one for each core"));
         }
@@ -142,13 +160,8 @@ impl Configuration {
             ));
         }
         config.core = self.first_core;
-        for (name, value) in [("company_us", self.company_us), ("pause_us", self.pause_us)] {
-            if value > limits::WAIT_US_MAX {
-                return Err(wrong(name, &value, "0 (never) to 10000 microseconds"));
-            }
-        }
-        config.company_us_max = self.company_us;
-        config.pause_us_max = self.pause_us;
+        config.company_us_max = microseconds("company_us", self.company_us)?;
+        config.pause_us_max = microseconds("pause_us", self.pause_us)?;
         config.workers = self.workers;
         config.buffer_memory_len = self.buffer_memory;
         if self.handshake_threads > HANDSHAKE_THREADS_MAX {
@@ -167,6 +180,63 @@ impl Configuration {
             .collect::<Result<_, _>>()?;
         Ok(config)
     }
+}
+
+/// The settings that change while workers run, each if it is to change. What else there is, is refused as unknown.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Changes {
+    hybrid: Option<String>,
+    company_us: Option<u32>,
+    pause_us: Option<u32>,
+}
+
+/// Reads what a CHANGE carries.
+///
+/// # Errors
+/// [`ConfigurationError`]: nothing is to be changed.
+pub(super) fn changes(text: &str) -> Result<Vec<Setting>, ConfigurationError> {
+    let changes: Changes = serde_json::from_str(text)?;
+    let policy = |text: String| {
+        Ok(match hybrid(&text)? {
+            Hybrid::Off => HybridPolicy::Off,
+            Hybrid::Offer => HybridPolicy::Offer,
+            Hybrid::Require => HybridPolicy::Require,
+        })
+    };
+    let hybrid = changes.hybrid.map(|text| policy(text).map(Setting::Hybrid));
+    let company = changes.company_us.map(|us| microseconds("company_us", us).map(Setting::CompanyUsMax));
+    let pause = changes.pause_us.map(|us| microseconds("pause_us", us).map(Setting::PauseUsMax));
+    [hybrid, company, pause].into_iter().flatten().collect()
+}
+
+fn hybrid(text: &str) -> Result<Hybrid, ConfigurationError> {
+    match text {
+        "off" => Ok(Hybrid::Off),
+        "offer" => Ok(Hybrid::Offer),
+        "require" => Ok(Hybrid::Require),
+        other => Err(ConfigurationError::Value {
+            name: "hybrid",
+            value: other.to_owned(),
+            allowed: "off, offer or require",
+        }),
+    }
+}
+
+fn hybrid_name(hybrid: Hybrid) -> &'static str {
+    match hybrid {
+        Hybrid::Off => "off",
+        Hybrid::Offer => "offer",
+        Hybrid::Require => "require",
+    }
+}
+
+fn microseconds(name: &'static str, value: u32) -> Result<u32, ConfigurationError> {
+    if value <= limits::WAIT_US_MAX {
+        return Ok(value);
+    }
+    let allowed = "0 (never) to 10000 microseconds";
+    Err(ConfigurationError::Value { name, value: value.to_string(), allowed })
 }
 
 /// Whether this process may run on so many cores from the first one on.
@@ -231,5 +301,38 @@ mod tests {
         let config = config.unwrap();
         assert_eq!(config.proxy_from[0].to_string(), "192.0.2.7/32");
         assert_eq!((config.sessions_per_address, config.half_open_max), (Some(15), 9));
+    }
+
+    #[test]
+    fn changes_are_read_whole_or_not_at_all() {
+        let all = r#"{"hybrid":"require","company_us":0,"pause_us":10000}"#;
+        let expected =
+            [Setting::Hybrid(HybridPolicy::Require), Setting::CompanyUsMax(0), Setting::PauseUsMax(10_000)];
+        assert_eq!(changes(all).unwrap(), expected);
+        assert_eq!(changes("{}").unwrap(), []);
+        for (text, word) in [
+            (r#"{"hybrid":"maybe","pause_us":1}"#, "off, offer or require"),
+            (r#"{"pause_us":10001}"#, "pause_us"),
+            (r#"{"workers":2}"#, "workers"),
+            ("[", "read"),
+        ] {
+            let error = changes(text).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_in_force_is_what_the_workers_say() {
+        let started = Configuration { workers: 2, ..Configuration::default() };
+        let live = LiveSettings { hybrid: Hybrid::Require, company_us: 7, pause_us: 8 };
+        let report = |live: Vec<LiveSettings>| Report { live, budget_len: 9, ..Report::default() };
+        let settings = started.in_force(&report(vec![live, live]));
+        let expected = serde_json::json!({"hybrid": "require", "company_us": 7, "pause_us": 8, "workers": 2});
+        for (name, value) in expected.as_object().unwrap() {
+            assert_eq!(&settings[name], value);
+        }
+        assert_eq!(settings["buffer_memory"], 9);
+        let settings = started.in_force(&report(vec![live, LiveSettings { pause_us: 0, ..live }]));
+        assert_eq!((&settings["pause_us"], &settings["company_us"]), (&serde_json::json!([8, 0]), &7.into()));
     }
 }

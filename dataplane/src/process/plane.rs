@@ -32,6 +32,8 @@ pub(super) struct Serving {
     pub(super) server: Server,
     /// What tells this configuration from another.
     pub(super) configuration: Vec<u8>,
+    /// What it was started with.
+    pub(super) settings: Configuration,
     pub(super) orphan_limit: Option<Duration>,
     pub(super) since: Instant,
     pub(super) draining: bool,
@@ -149,6 +151,7 @@ impl State {
             server,
             configuration: start.configuration.clone(),
             orphan_limit: configuration.orphan_limit(),
+            settings: configuration,
             since: Instant::now(),
             draining: false,
         }))

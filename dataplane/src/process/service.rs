@@ -11,7 +11,7 @@ use ringwire_ipc::socket::{
 };
 
 use super::plane::{Plane, Serving, State, not_started, refused};
-use super::{own_pid, pid_number};
+use super::{configuration, own_pid, pid_number};
 use crate::mail::Report;
 use crate::server::Workers;
 
@@ -129,6 +129,7 @@ impl Conversation<'_> {
                 self.plane.stop();
                 return Err(End::Stopped);
             }
+            Request::Change(change) => self.change(&change.settings),
             Request::GiveListeners(_) => return self.give_listeners(),
             Request::Report(_) => return self.report(),
         };
@@ -177,6 +178,20 @@ impl Conversation<'_> {
             self.connection.send_reply(Reply::Channel(Channel { worker: worker as u32 }), &descriptors)?;
         }
         Ok(())
+    }
+
+    fn change(&self, settings: &str) -> Result<Reply, Refused> {
+        let Some(workers) = self.workers() else { return Err(not_started()) };
+        let changes = configuration::changes(settings)
+            .map_err(|error| refused(Refusal::Malformed, error.to_string(), "Nothing was changed."))?;
+        workers.change(&changes).map_err(|stuck| {
+            refused(
+                Refusal::Stuck,
+                stuck.to_string(),
+                "The other workers have changed. Look at the data plane's log.",
+            )
+        })?;
+        Ok(Reply::Done(Empty {}))
     }
 
     fn give_listeners(&mut self) -> Result<(), End> {
@@ -255,6 +270,7 @@ impl Conversation<'_> {
                 status.sessions = report.sessions.len() as u64;
                 status.half_open = report.half_open as u64;
                 status.bridges = report.bridges.len() as u64;
+                status.settings = settings(&self.plane.state(), &report);
             }
             // While it ends there is nothing to say of the workers, and nothing wrong with it.
             Err(_) if self.plane.has_ended() || self.plane.is_stopped() => {}
@@ -294,6 +310,16 @@ fn status(state: &State) -> Status {
         memory_origin: serving.map(|serving| serving.server.memory_origin().into()).unwrap_or_default(),
         ..Status::default()
     }
+}
+
+/// What is in force of all settings, as JSON.
+fn settings(state: &State, report: &Report) -> String {
+    let Some(serving) = &state.serving else { return String::new() };
+    let mut settings = serving.settings.in_force(report);
+    let addresses = serving.server.addresses().iter().map(ToString::to_string);
+    settings.insert("listen".into(), addresses.collect::<Vec<_>>().into());
+    settings.insert("driver".into(), serving.server.driver_name().into());
+    serde_json::Value::Object(settings).to_string()
 }
 
 fn started(serving: &Serving) -> Started {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use ringwire_ipc::channel::{RingDescriptors, WorkerEnd};
 use ringwire_ipc::doorbell::SocketBell;
+use ringwire_ipc::message::Setting;
 use ringwire_ipc::region::RegionError;
 use ringwire_proto::identity::PublicKey;
 
@@ -114,6 +115,14 @@ impl Workers {
     pub fn set_budget(&self, len: usize) -> Result<usize, Stuck> {
         let count = self.count();
         self.ask(|worker, answer| Order::Budget(share(len, count, worker), answer)).into_iter().sum()
+    }
+
+    /// Changes settings of all workers; they are in force at the return.
+    ///
+    /// # Errors
+    /// [`Stuck`]: one of them does not answer; the others have them.
+    pub fn change(&self, settings: &[Setting]) -> Result<(), Stuck> {
+        self.ask(|_, answer| Order::Change(settings.to_vec(), answer)).into_iter().collect()
     }
 
     /// As [`Server::attach`](super::Server::attach).

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use super::connection::{Connection, ConnectionError};
 use super::message::{
-    Address, Attach, Bridge, Drain, Empty, Hello, Memory, Refusal, Reply, Request, Session, Start, Started,
-    Status, Stop,
+    Address, Attach, Bridge, Change, Drain, Empty, Hello, Memory, Refusal, Reply, Request, Session, Start,
+    Started, Status, Stop,
 };
 
 /// Why a request was not answered as asked.
@@ -190,6 +190,14 @@ impl Client {
     /// As all.
     pub fn stop(&mut self) -> Result<(), ClientError> {
         self.done(Request::Stop(Stop {}))
+    }
+
+    /// Settings of the running workers, as a JSON object, are to be these from now on.
+    ///
+    /// # Errors
+    /// As all; [`Refusal::Malformed`] for one that does not change while it runs, or has another value than it may.
+    pub fn change(&mut self, settings: String) -> Result<(), ClientError> {
+        self.done(Request::Change(Change { settings }))
     }
 
     /// Duplicates of the listeners, with what they are bound to.

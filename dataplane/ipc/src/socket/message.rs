@@ -33,6 +33,9 @@ pub enum Request {
     /// [`Reply::Memory`].
     #[prost(message, tag = "8")]
     Report(Empty),
+    /// Change settings of the running workers. Answered with [`Reply::Done`] when every worker has them.
+    #[prost(message, tag = "9")]
+    Change(Change),
 }
 
 /// What the data plane answers.
@@ -76,7 +79,7 @@ pub enum Reply {
 /// A request on the wire.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct RequestFrame {
-    #[prost(oneof = "Request", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Request", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub(super) request: Option<Request>,
 }
 
@@ -210,6 +213,14 @@ pub struct Drain {
 #[derive(Clone, Copy, PartialEq, Eq, Message)]
 pub struct Stop {}
 
+/// Change settings.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Change {
+    /// Those to change, as a JSON object; names and values are those of the data plane's configuration.
+    #[prost(string, tag = "1")]
+    pub settings: String,
+}
+
 /// Addresses of the descriptors beside it.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct Listeners {
@@ -275,6 +286,10 @@ pub struct Status {
     /// Why buffer memory is as large as it is, for people. Empty: waiting, or of a build that does not say.
     #[prost(string, tag = "18")]
     pub memory_origin: String,
+    /// What is in force of all settings, as a JSON object; a list of values where the workers differ. Empty: waiting, a worker does
+    /// not answer, or of a build that does not say.
+    #[prost(string, tag = "19")]
+    pub settings: String,
 }
 
 /// One session of a report.
