@@ -65,6 +65,9 @@ counters! {
     SessionsEvicted => "sessions_evicted_total",
     /// A half-open connection was closed because there were too many: the oldest of the largest address prefix.
     HalfOpenEvicted => "half_open_evicted_total",
+    /// A half-open connection was closed because too many had a message 1 longer than any known: the oldest of the largest address
+    /// prefix.
+    LongHandshakesEvicted => "long_handshakes_evicted_total",
     /// A connection began with a PROXY header of a trusted proxy, and counts under the address in it.
     ProxyHeaders => "proxy_headers_total",
     /// A connection began with a PROXY header although it comes from no trusted proxy; it was closed.

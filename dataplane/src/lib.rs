@@ -37,6 +37,7 @@ pub mod freeze;
 pub mod inspect;
 pub mod lane;
 pub mod limits;
+mod long_stashes;
 pub mod mail;
 pub mod memory;
 pub mod planted;

@@ -234,10 +234,20 @@ pub const SUBMISSION_ENTRIES: u32 = 1024;
 /// Completion queue entries: sized for multishot accepts and for a turn's receives and sends.
 pub const COMPLETION_ENTRIES: u32 = 4 * SUBMISSION_ENTRIES;
 
-/// Bytes one half-open connection may have sent and we have not judged: message 1 with its length (1,235 bytes at most,
-/// dmsg-wire 2.8), and a PROXY header in front of it. When they are that many nothing more is received until some are used;
-/// the rest waits in the kernel.
-pub const STRANGER_STASH_LEN_MAX: usize = 1536;
+/// Bytes one half-open connection may have sent and we have not judged: message 1 with its length (1,235 bytes with the hybrid
+/// part, dmsg-wire 2.8), and a PROXY header in front of it. When they are that many nothing more is received until some are used,
+/// or the message has been given more (`LONG_STASHES_LEN_MAX`); the rest waits in the kernel.
+pub const STRANGER_STASH_LEN_MAX: usize = 1600;
+
+/// The same for a message 1 that is longer, in bytes: as long as a frame can be (dmsg-wire 3). Clients of another time may say
+/// something there that we do not know, and are served without the hybrid.
+pub const LONG_STASH_LEN_MAX: usize =
+    ringwire_proto::frame::PREFIX_LEN + ringwire_proto::frame::FRAME_BODY_MAX;
+
+/// What such messages have beyond `STRANGER_STASH_LEN_MAX`, all of all workers together, in bytes, until they are answered: 420 of the
+/// longest. For one more the oldest of the address prefix with most of them are closed and counted
+/// (`long_handshakes_evicted_total`).
+pub const LONG_STASHES_LEN_MAX: usize = 1 << 20;
 
 /// The same once message 1 is being answered: message 3 with its length (67 bytes), and what follows it. Less, because now
 /// there is the state of the handshake too, and together they must stay below [`STRANGER_LEN_MAX`].
@@ -245,6 +255,9 @@ pub const ANSWERED_STASH_LEN_MAX: usize = 512;
 
 /// Memory of one connection before its peer has proved its key, in bytes, all of ours in: tables, bytes, handshake.
 pub const STRANGER_LEN_MAX: usize = 4096;
+
+/// The same of one whose message 1 is a long one.
+pub const LONG_STRANGER_LEN_MAX: usize = 5200;
 
 /// A dial to somebody who is not here waits for so many proofs of identity that are with the handshake lane: the destination's
 /// may be among them. Less than a millisecond.
@@ -387,6 +400,10 @@ pub const LISTEN_BACKLOG: i32 = 4096;
 const _: () = assert!(
     WORKERS_MAX * BUFFER_MEMORY_LEN_MIN <= BUFFER_MEMORY_LEN,
     "the default suffices for every worker"
+);
+const _: () = assert!(
+    LONG_STASHES_LEN_MAX / WORKERS_MAX >= LONG_STASH_LEN_MAX - STRANGER_STASH_LEN_MAX,
+    "every worker has room for a long message"
 );
 const _: () = assert!(PAGE_LEN <= u16::MAX as usize, "a span's offset and length are 16 bits");
 const _: () = assert!(

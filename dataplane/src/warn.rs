@@ -13,6 +13,7 @@ pub(crate) enum Kind {
     AcceptFailed,
     DescriptorLimit,
     HalfOpenLimit,
+    LongHandshakes,
     AddressLimit,
     AddressShare,
     ProxyUntrusted,

@@ -32,6 +32,7 @@ use crate::half_open::HalfOpenTable;
 use crate::holders::Holders;
 use crate::lane::Lane;
 use crate::limits;
+use crate::long_stashes::LongStashes;
 use crate::mail::{ORDERS_MAX, Order};
 use crate::prefix::Prefix;
 use crate::queue::Nodes;
@@ -71,6 +72,9 @@ pub struct Settings {
     pub connections_max: usize,
     /// Half-open connections at a time; past it the oldest of the largest address prefix is closed.
     pub half_open_max: usize,
+    /// What strangers with a long message 1 have beyond all others, all together, in bytes; past it the oldest of the largest address
+    /// prefix is closed.
+    pub long_stashes_len_max: usize,
     /// Sessions of one address (IPv6: of one /64) at a time; the next is closed once its key is proven. `None`: no limit.
     pub sessions_per_address: Option<u32>,
     /// Networks whose PROXY headers are believed.
@@ -112,6 +116,7 @@ impl Default for Settings {
             share: Share::default(),
             connections_max: usize::MAX,
             half_open_max: limits::HALF_OPEN_MAX,
+            long_stashes_len_max: limits::LONG_STASHES_LEN_MAX,
             sessions_per_address: None,
             proxy_from: default_proxy_from(),
         }
@@ -165,6 +170,7 @@ pub struct Worker<D> {
     pub(crate) crowd: Crowd,
     /// Connections in their handshake.
     pub(crate) half_open: HalfOpenTable,
+    pub(crate) long_stashes: LongStashes,
     /// Clients of all workers by address, while there is a limit.
     pub(crate) by_address: Arc<AddressCounts>,
     pub(crate) warnings: Warnings,
@@ -256,6 +262,7 @@ impl<D: Driver> Worker<D> {
             connections: 0,
             crowd: Crowd::default(),
             half_open: HalfOpenTable::default(),
+            long_stashes: LongStashes::default(),
             by_address: Arc::default(),
             warnings: Warnings::default(),
             proving: 0,

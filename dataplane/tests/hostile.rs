@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use ringwire_dataplane::Server;
 use ringwire_dataplane::counters::Counter;
 use ringwire_dataplane::entropy::OsEntropy;
-use ringwire_dataplane::limits::HANDSHAKE_TIMEOUT_NS;
+use ringwire_dataplane::limits::{HANDSHAKE_TIMEOUT_NS, STRANGER_STASH_LEN_MAX};
 use ringwire_proto::identity::{PublicKey, SecretKey};
-use ringwire_proto::noise::{Handshake, Hybrid, Pattern, Role};
+use ringwire_proto::noise::{EPHEMERAL_MESSAGE_LEN, Handshake, Hybrid, Pattern, Role};
 use ringwire_proto::object::{object_hash, open_response};
 use ringwire_proto::yamux::{Flags, Header};
 use socket2::{Domain, Socket, Type};
@@ -28,6 +28,7 @@ on_each_driver!(
     hundreds_of_clients_at_once_all_get_their_session,
     strangers_that_say_nothing_hold_up_nobody,
     all_that_comes_right_behind_message_3_is_kept,
+    an_unknown_payload_in_message_1_leaves_the_handshake_classical,
     a_dial_to_an_absent_peer_ends_at_once_and_leaves_nothing,
     a_proxy_header_from_anywhere_else_ends_the_connection,
     a_trusted_proxys_header_says_whose_connection_it_is,
@@ -202,6 +203,54 @@ fn all_that_comes_right_behind_message_3_is_kept() {
         server.counters().value(Counter::StreamPings) == u64::from(pings)
     });
     assert_eq!(server.counters().value(Counter::SessionViolations), 0);
+}
+
+/// Message 1 with a payload of another time, as a frame.
+fn long_first_message(client: &mut Handshake, message_len: usize) -> Vec<u8> {
+    let mut message = Vec::new();
+    client.write_message_with(&vec![0x55; message_len - EPHEMERAL_MESSAGE_LEN], &mut message).unwrap();
+    assert_eq!(message.len(), message_len);
+    [&(message.len() as u16).to_be_bytes()[..], &message].concat()
+}
+
+/// The Go servers take any message that fits a frame, 4,094 bytes, and go on without the post-quantum part.
+fn an_unknown_payload_in_message_1_leaves_the_handshake_classical() {
+    let server = start_server();
+    let mut sockets = Vec::new();
+    for (message_len, header, piece_len) in [
+        (EPHEMERAL_MESSAGE_LEN + 1, &[][..], 4096),
+        (1535, &[], 4096),
+        (STRANGER_STASH_LEN_MAX - 2, &[], 4096),
+        (STRANGER_STASH_LEN_MAX - 1, &[], 1),
+        (STRANGER_STASH_LEN_MAX, V1, 600),
+        (4094, &[], 4096),
+        (4094, &[], 1000),
+        (4094, V1, 5000),
+    ] {
+        let mut client = initiator(&SecretKey::generate(&mut OsEntropy), &server, Hybrid::Offer);
+        let frame = long_first_message(&mut client, message_len);
+        let mut socket = TcpStream::connect(server.addresses()[0]).unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        for piece in [header, &frame].concat().chunks(piece_len) {
+            socket.write_all(piece).unwrap();
+        }
+        let answer = read_frame(&mut socket).unwrap_or_else(|error| panic!("{message_len} bytes: {error}"));
+        assert_eq!(answer.len(), EPHEMERAL_MESSAGE_LEN);
+        client.read_message(&answer).unwrap();
+        write_frame(&mut socket, &mut client, &[]);
+        let outcome = client.finish().unwrap();
+        assert!(!outcome.hybrid);
+        sockets.push(socket);
+    }
+    wait_for("every session", || server.counters().value(Counter::SessionsOpened) == 8);
+    let counters = server.counters();
+    assert_eq!((counters.value(Counter::SessionsHybrid), counters.value(Counter::HandshakesFailed)), (0, 0));
+    // One byte more is no frame.
+    let mut socket = TcpStream::connect(server.addresses()[0]).unwrap();
+    socket.write_all(&4095_u16.to_be_bytes()).unwrap();
+    wait_refused(&socket);
+    assert_eq!(server.counters().value(Counter::HandshakesFailed), 1);
 }
 
 /// baseline 2f, 6: the dialler waits for 20 s, and the server keeps 1.7 kB for each attempt.

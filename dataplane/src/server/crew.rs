@@ -110,6 +110,7 @@ impl Plan {
         Settings {
             connections_max: share(self.settings.connections_max, workers, worker),
             half_open_max: share(self.settings.half_open_max, workers, worker).max(1),
+            long_stashes_len_max: share(self.settings.long_stashes_len_max, workers, worker),
             ..self.settings.clone()
         }
     }

@@ -8,7 +8,7 @@ use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::{HandshakeError, Outcome};
 use ringwire_proto::packet::{Opener, Sealer};
 
-use super::{CloseReason, Look, Mux, Open, Phase, Purse, Rest, Step, Target};
+use super::{CloseReason, Look, Mux, Open, Phase, Purse, Rest, Session, Step, Target};
 use crate::coalesce::Pace;
 use crate::counters::Counter;
 use crate::driver::Driver;
@@ -53,7 +53,8 @@ impl<D: Driver> Worker<D> {
             // A driver receives no more than it was asked for.
             return self.fail_handshake(key, &HandshakeFault::Excess);
         }
-        keep(&mut half_open.stash, self.driver.pool().bytes(span));
+        let len_max = half_open.stash_len_max();
+        keep(&mut half_open.stash, self.driver.pool().bytes(span), len_max);
         self.advance_stranger(key);
     }
 
@@ -75,8 +76,13 @@ impl<D: Driver> Worker<D> {
             Step::Greeting if !half_open.stash.is_empty() => return Err(HandshakeFault::Early),
             Step::Opening | Step::Greeting | Step::Proving | Step::Proven => return Ok(()),
         };
-        let len_max = half_open.stash_len_max();
-        let Some(frame) = cut_frame(&mut half_open.stash, len_max)? else { return Ok(()) };
+        let len_max = if is_first { limits::LONG_STASH_LEN_MAX } else { limits::ANSWERED_STASH_LEN_MAX };
+        let Some(frame) = cut_frame(&mut half_open.stash, len_max)? else {
+            if is_first && half_open.room() == 0 {
+                self.lengthen_stash(key);
+            }
+            return Ok(());
+        };
         if is_first && !half_open.stash.is_empty() {
             return Err(HandshakeFault::Early);
         }
@@ -97,6 +103,34 @@ impl<D: Driver> Worker<D> {
             self.close_session(key, CloseReason::LaneFull);
         }
         Ok(())
+    }
+
+    /// A stash is full and its message 1 not whole: it may have the rest too, if need be in place of others that are as long.
+    fn lengthen_stash(&mut self, key: Key) {
+        let Some(session) = self.sessions.find_mut(key) else { return };
+        let prefix = Prefix::from(session.peer_address.ip());
+        let Phase::Handshake(half_open) = &mut session.phase else { return };
+        let Some(message_len) = announced_len(&half_open.stash) else { return };
+        half_open.long_len = PREFIX_LEN + message_len;
+        let beyond_len = half_open.long_len.saturating_sub(limits::STRANGER_STASH_LEN_MAX);
+        while self.long_stashes.len() + beyond_len > self.settings.long_stashes_len_max
+            && let Some(oldest) = self.long_stashes.next_to_go()
+        {
+            self.counters.count(Counter::LongHandshakesEvicted);
+            if let Some(suppressed) = self.warnings.admit(warn::Kind::LongHandshakes, self.driver.now()) {
+                let limit = self.settings.long_stashes_len_max;
+                tracing::warn!(
+                    limit,
+                    suppressed,
+                    "too many unfinished handshakes of an unknown length: the oldest of the largest address prefix are closed"
+                );
+            }
+            self.close_session(oldest, CloseReason::HalfOpenLimit);
+        }
+        let place = self.long_stashes.push(prefix, key, beyond_len);
+        if let Some(Session { phase: Phase::Handshake(half_open), .. }) = self.sessions.find_mut(key) {
+            half_open.long = place;
+        }
     }
 
     /// Decides whether the first bytes are a PROXY header, and takes it off.
@@ -206,6 +240,7 @@ impl<D: Driver> Worker<D> {
         let Phase::Handshake(half_open) = &mut session.phase else { return };
         match result {
             Ok(Greeted { handshake, answer }) => {
+                self.long_stashes.remove(half_open.long);
                 half_open.step = Step::Third(handshake);
                 session.outbox = answer;
                 self.mark(key);
@@ -316,19 +351,23 @@ impl<D: Driver> Worker<D> {
 }
 
 /// Appends to a stash, which grows by doubling but never beyond its limit.
-fn keep(stash: &mut Vec<u8>, bytes: &[u8]) {
+fn keep(stash: &mut Vec<u8>, bytes: &[u8], len_max: usize) {
     let needed = stash.len() + bytes.len();
     if needed > stash.capacity() {
-        let target = (2 * stash.capacity()).clamp(needed, needed.max(limits::STRANGER_STASH_LEN_MAX));
+        let target = (2 * stash.capacity()).clamp(needed, needed.max(len_max));
         stash.reserve_exact(target - stash.len());
     }
     stash.extend_from_slice(bytes);
 }
 
+/// What the frame at the front of a stash says of its length, in bytes.
+fn announced_len(stash: &[u8]) -> Option<usize> {
+    stash.first_chunk::<PREFIX_LEN>().map(|prefix| usize::from(u16::from_be_bytes(*prefix)))
+}
+
 /// Takes the frame at the front of a stash, length included, once it is whole. It has `len_max` bytes at most.
 fn cut_frame(stash: &mut Vec<u8>, len_max: usize) -> Result<Option<Vec<u8>>, FrameError> {
-    let Some(prefix) = stash.first_chunk::<PREFIX_LEN>() else { return Ok(None) };
-    let len = usize::from(u16::from_be_bytes(*prefix));
+    let Some(len) = announced_len(stash) else { return Ok(None) };
     let limit = len_max - PREFIX_LEN;
     if len > limit {
         return Err(FrameError::TooLong { len, limit });
@@ -352,10 +391,10 @@ mod tests {
     fn frames_are_cut_whole_and_what_follows_stays() {
         let mut stash = Vec::new();
         for &byte in &[0, 3, 1, 2] {
-            keep(&mut stash, &[byte]);
+            keep(&mut stash, &[byte], 512);
             assert_eq!(cut_frame(&mut stash, 512), Ok(None));
         }
-        keep(&mut stash, &[3, 9, 9]);
+        keep(&mut stash, &[3, 9, 9], 512);
         assert_eq!(cut_frame(&mut stash, 512), Ok(Some(vec![0, 3, 1, 2, 3])));
         assert_eq!(stash, [9, 9]);
         assert_eq!(cut_frame(&mut stash, 512), Err(FrameError::TooLong { len: 0x0909, limit: 510 }));
@@ -364,10 +403,23 @@ mod tests {
     #[test]
     fn a_stash_takes_no_more_room_than_its_limit() {
         let mut stash = Vec::new();
-        for _ in 0..limits::STRANGER_STASH_LEN_MAX {
-            keep(&mut stash, &[7]);
-            assert!(stash.capacity() <= limits::STRANGER_STASH_LEN_MAX);
+        for len_max in [limits::STRANGER_STASH_LEN_MAX, limits::LONG_STASH_LEN_MAX] {
+            while stash.len() < len_max {
+                keep(&mut stash, &[7], len_max);
+                assert!(stash.capacity() <= len_max);
+            }
         }
-        assert_eq!(stash.len(), limits::STRANGER_STASH_LEN_MAX);
+    }
+
+    #[test]
+    fn a_long_message_is_waited_for_and_one_that_is_no_frame_is_not() {
+        let mut stash = [&4094_u16.to_be_bytes()[..], &[5; 4093]].concat();
+        assert_eq!(cut_frame(&mut stash, limits::LONG_STASH_LEN_MAX), Ok(None));
+        stash.push(5);
+        let frame = cut_frame(&mut stash, limits::LONG_STASH_LEN_MAX).unwrap().unwrap();
+        assert_eq!((frame.len(), stash.len()), (limits::LONG_STASH_LEN_MAX, 0));
+        let mut stash = 4095_u16.to_be_bytes().to_vec();
+        let too_long = FrameError::TooLong { len: 4095, limit: 4094 };
+        assert_eq!(cut_frame(&mut stash, limits::LONG_STASH_LEN_MAX), Err(too_long));
     }
 }

@@ -27,7 +27,7 @@ pub enum CloseReason {
     HandshakeFailed,
     /// The session handshake took too long.
     HandshakeTimeout,
-    /// Too many connections were half open, and this was the oldest of the largest address prefix.
+    /// Too many connections were half open, or had too long a message 1, and this was the oldest of the largest address prefix.
     HalfOpenLimit,
     /// Descriptors were used up, and this was the oldest half-open connection of the largest address prefix.
     DescriptorLimit,
@@ -72,8 +72,7 @@ impl<D: Driver> Worker<D> {
             self.driver.close(socket);
             return;
         }
-        let half_open = HalfOpen { place: Key::NONE, stash: Vec::new(), step: Step::Opening };
-        let phase = Phase::Handshake(Box::new(half_open));
+        let phase = Phase::Handshake(Box::new(HalfOpen::new()));
         let key = self.sessions.insert(Session::new(socket, peer_address, phase, now));
         self.file_socket(socket, key);
         let place = self.half_open.push(Prefix::from(peer_address.ip()), key);
@@ -176,6 +175,7 @@ impl<D: Driver> Worker<D> {
         match session.phase {
             Phase::Handshake(half_open) => {
                 self.half_open.remove(half_open.place);
+                self.long_stashes.remove(half_open.long);
                 if half_open.is_in_lane() {
                     self.lane.cancel(Owner::Session(key));
                 }

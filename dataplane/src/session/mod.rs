@@ -76,12 +76,16 @@ pub(crate) enum Phase {
 }
 
 /// A connection whose peer is a stranger still. Grows only with bytes that have arrived, and never beyond
-/// [`limits::STRANGER_LEN_MAX`], all in.
+/// [`limits::STRANGER_LEN_MAX`], all in, or [`limits::LONG_STRANGER_LEN_MAX`] with a long message 1.
 pub(crate) struct HalfOpen {
     /// Its place among the half-open connections.
     pub(crate) place: Key,
-    /// Bytes that were not judged yet, at most [`limits::STRANGER_STASH_LEN_MAX`].
+    /// Bytes that were not judged yet, at most [`stash_len_max`](Self::stash_len_max).
     pub(crate) stash: Vec<u8>,
+    /// Its place among those with a long message 1.
+    pub(crate) long: Key,
+    /// Length of that message in its frame, in bytes; 0: it is none.
+    pub(crate) long_len: usize,
     pub(crate) step: Step,
 }
 
@@ -102,10 +106,14 @@ pub(crate) enum Step {
 }
 
 impl HalfOpen {
+    pub(crate) fn new() -> Self {
+        Self { place: Key::NONE, stash: Vec::new(), long: Key::NONE, long_len: 0, step: Step::Opening }
+    }
+
     /// Bytes it may have in its stash.
     pub(crate) fn stash_len_max(&self) -> usize {
         match self.step {
-            Step::Opening | Step::First => limits::STRANGER_STASH_LEN_MAX,
+            Step::Opening | Step::First => limits::STRANGER_STASH_LEN_MAX.max(self.long_len),
             Step::Greeting | Step::Third(_) | Step::Proving | Step::Proven => limits::ANSWERED_STASH_LEN_MAX,
         }
     }

@@ -60,6 +60,13 @@ impl Exchange {
         matches!(self, Self::Agreed(_))
     }
 
+    /// Something else was said in its place; what both sides have agreed on already stays.
+    pub(super) fn give_up(&mut self) {
+        if !self.is_agreed() {
+            *self = Self::Classical;
+        }
+    }
+
     /// The payload of the message that is written now. The expensive work waits until here, behind the checks of the
     /// message before.
     pub(super) fn payload(&mut self) -> Vec<u8> {

@@ -171,9 +171,24 @@ impl Handshake {
     pub fn write_message(&mut self, out: &mut Vec<u8>) -> Result<(), HandshakeError> {
         self.check_turn(true)?;
         let payload = self.exchange.payload();
+        self.write_in_turn(&payload, out)
+    }
+
+    /// As [`write_message`](Self::write_message), with a payload of the caller's in place of the hybrid part: what a peer may send that is
+    /// of another time. In messages 1 and 2 it leaves the handshake classical.
+    ///
+    /// # Errors
+    /// As for `write_message`, and [`HandshakeError::Engine`] when the message would be longer than [`MESSAGE_MAX`].
+    pub fn write_message_with(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), HandshakeError> {
+        self.check_turn(true)?;
+        self.exchange.give_up();
+        self.write_in_turn(payload, out)
+    }
+
+    fn write_in_turn(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), HandshakeError> {
         let start = out.len();
         out.resize(start + STATIC_MESSAGE_LEN + TAG_LEN + payload.len(), 0);
-        match self.state.write_message(&payload, &mut out[start..]) {
+        match self.state.write_message(payload, &mut out[start..]) {
             Ok(written) => {
                 out.truncate(start + written);
                 self.messages_done += 1;

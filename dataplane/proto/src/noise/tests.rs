@@ -39,10 +39,8 @@ impl Parties {
 
 /// Writes the next message with a payload of the test's choice.
 fn write_with(handshake: &mut Handshake, payload: &[u8]) -> Vec<u8> {
-    let mut message = vec![0; payload.len() + 200];
-    let len = handshake.state.write_message(payload, &mut message).unwrap();
-    message.truncate(len);
-    handshake.messages_done += 1;
+    let mut message = Vec::new();
+    handshake.write_message_with(payload, &mut message).unwrap();
     message
 }
 
