@@ -5,7 +5,7 @@
 //! the sender may be believed is the caller's question: the Go servers believe anybody.
 //!
 //! The parsing is the `ppp` crate's, which is given whole headers only: of a header that is still arriving it cannot always
-//! tell "more to come" from "malformed".
+//! tell "more to come" from "malformed". The control plane asks it for its HTTP listeners, too.
 
 use std::net::SocketAddr;
 
@@ -15,7 +15,7 @@ use crate::limits;
 
 /// What the first bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Opening {
+pub enum Opening {
     /// Too few to say.
     Incomplete,
     /// Not a header: the first byte of a handshake, or garbage.
@@ -31,7 +31,7 @@ pub(crate) enum Opening {
 
 /// A header that cannot be read.
 #[derive(Debug, PartialEq, thiserror::Error)]
-pub(crate) enum ProxyFault {
+pub enum ProxyFault {
     /// No end of line where one must have been.
     #[error("a PROXY header of version 1 has {V1_LEN_MAX} bytes at most, and this one has no end")]
     Endless,
@@ -59,7 +59,7 @@ const V1_LEN_MAX: usize = 107;
 const V2_HEAD_LEN: usize = 16;
 
 /// Whether the bytes begin with the whole signature of a header, of either version.
-pub(crate) fn has_signature(bytes: &[u8]) -> bool {
+pub fn has_signature(bytes: &[u8]) -> bool {
     bytes.starts_with(v1::PROTOCOL_PREFIX.as_bytes()) || bytes.starts_with(v2::PROTOCOL_PREFIX)
 }
 
@@ -69,7 +69,7 @@ fn agrees(bytes: &[u8], signature: &[u8]) -> bool {
 }
 
 /// Looks at the first bytes of a connection.
-pub(crate) fn open(bytes: &[u8]) -> Result<Opening, ProxyFault> {
+pub fn open(bytes: &[u8]) -> Result<Opening, ProxyFault> {
     if bytes.is_empty() {
         Ok(Opening::Incomplete)
     } else if agrees(bytes, v2::PROTOCOL_PREFIX) {

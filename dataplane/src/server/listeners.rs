@@ -20,6 +20,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use super::StartError;
+use crate::families::ipv4_instead;
 use crate::limits;
 
 /// See the module's head.
@@ -44,17 +45,43 @@ impl Listeners {
         listen_on: &[SocketAddr],
         workers: usize,
     ) -> Result<Self, StartError> {
-        let mut groups = in_order(by_address(passed)?, listen_on);
+        Self::open_with(passed, listen_on, workers, listen)
+    }
+
+    /// [`open`](Self::open) with another way to listen.
+    fn open_with(
+        passed: Vec<Socket>,
+        listen_on: &[SocketAddr],
+        workers: usize,
+        listen: impl Fn(SocketAddr, bool) -> Result<(Socket, SocketAddr), StartError>,
+    ) -> Result<Self, StartError> {
+        let wanted = in_order(by_address(passed)?, listen_on);
+        let known: Vec<SocketAddr> = wanted.iter().map(|(address, _)| *address).collect();
+        let mut groups = Groups::new();
+        for (address, mut sockets) in wanted {
+            let mut bound = address;
+            if sockets.is_empty() {
+                let opened = match listen(address, false) {
+                    Ok(opened) => opened,
+                    Err(refusal) => {
+                        let instead = without_ipv6(address, &refusal).ok_or(refusal)?;
+                        tracing::warn!(%address, %instead, "this host has no IPv6: listening on IPv4 alone");
+                        if known.contains(&instead) {
+                            continue;
+                        }
+                        listen(instead, false)?
+                    }
+                };
+                sockets.push(opened.0);
+                bound = opened.1;
+            }
+            groups.push((bound, sockets));
+        }
         let given = groups.iter().map(|(_, sockets)| sockets.len().max(workers)).sum();
         if given > limits::LISTENERS_MAX {
             return Err(StartError::Listeners { given, most: limits::LISTENERS_MAX });
         }
         for (address, sockets) in &mut groups {
-            if sockets.is_empty() {
-                let (socket, bound) = listen(*address, false)?;
-                sockets.push(socket);
-                *address = bound;
-            }
             if sockets.len() < workers {
                 let share = |socket: &Socket| socket.set_reuse_port(true);
                 sockets.iter().try_for_each(share).map_err(|error| refusal(*address, error))?;
@@ -78,6 +105,12 @@ impl Listeners {
         }
         Ok(Self { addresses, dealt, duplicates })
     }
+}
+
+/// Where to listen instead of an address that was refused, if the host has no IPv6.
+fn without_ipv6(address: SocketAddr, refusal: &StartError) -> Option<SocketAddr> {
+    let StartError::Listen { error, .. } = refusal else { return None };
+    ipv4_instead(address, error)
 }
 
 /// Sockets by what they are bound to.
@@ -158,6 +191,9 @@ fn refusal(address: SocketAddr, error: io::Error) -> StartError {
         }
         io::ErrorKind::AddrNotAvailable => {
             "No interface of this machine has this address: choose one that `ip address` shows."
+        }
+        _ if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
+            "This host has no IPv6, or forbids it to this process: choose an IPv4 address."
         }
         io::ErrorKind::PermissionDenied => {
             "Ports below 1024 need CAP_NET_BIND_SERVICE: choose a higher port."
@@ -308,6 +344,26 @@ mod tests {
         let more = [addresses[0], local()];
         let third = Listeners::open(passed(second), &more, 1).unwrap();
         assert_eq!((third.addresses.len(), third.addresses[0]), (2, addresses[0]), "and one more");
+    }
+
+    #[test]
+    fn a_host_without_ipv6_is_served_on_every_ipv4_address_once() {
+        let without_ipv6 = |address: SocketAddr, beside: bool| match address {
+            SocketAddr::V4(_) => listen(address, beside),
+            SocketAddr::V6(_) => Err(refusal(address, io::Error::from_raw_os_error(libc::EAFNOSUPPORT))),
+        };
+        let [v4, v6, one]: [SocketAddr; 3] =
+            ["0.0.0.0:0", "[::]:0", "[::1]:0"].map(|text| text.parse().unwrap());
+        for listen_on in [&[v4, v6][..], &[v6, v4], &[v6]] {
+            let listeners = Listeners::open_with(Vec::new(), listen_on, 2, without_ipv6).unwrap();
+            assert_eq!((listeners.addresses.len(), counts(&listeners)), (1, vec![1, 1]));
+            assert!(listeners.addresses[0].is_ipv4());
+        }
+        // Who names one address means that.
+        assert!(matches!(
+            Listeners::open_with(Vec::new(), &[v4, one], 1, without_ipv6),
+            Err(StartError::Listen { address, .. }) if address == one
+        ));
     }
 
     #[test]
