@@ -17,7 +17,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
+use ipnet::IpNet;
 use ringwire_dataplane::counters::Counter;
+use ringwire_dataplane::worker::default_proxy_from;
 use ringwire_proto::entry::Deployment;
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use thiserror::Error;
@@ -26,7 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
-use crate::config;
+use crate::config::{self, Network};
 use crate::discovery::{
     DiscoveryClient, DiscoveryError, DiscoveryHost, DiscoverySettings, HostError, MemoryStore, deployment_of,
 };
@@ -64,6 +66,8 @@ pub struct ServiceSettings {
     pub sessions_max: u32,
     /// How often the entry is renewed.
     pub update_interval: Duration,
+    /// Networks whose PROXY headers are believed, in front of HTTP as in front of sessions.
+    pub proxy_from: Arc<[IpNet]>,
 }
 
 impl From<&config::File> for ServiceSettings {
@@ -78,6 +82,10 @@ impl From<&config::File> for ServiceSettings {
             update_interval: file
                 .update_interval_s
                 .map_or(UPDATE_INTERVAL, |seconds| Duration::from_secs(u64::from(seconds))),
+            proxy_from: file
+                .proxy_from
+                .as_ref()
+                .map_or_else(default_proxy_from, |networks| networks.iter().map(Network::net).collect()),
         }
     }
 }
@@ -166,11 +174,12 @@ impl Prepared {
             Some(listener) => {
                 let all: Vec<_> = listening.iter().copied().chain([listener.local_addr()?]).collect();
                 discovery_address = Some(listener.local_addr()?);
-                let mut settings = DiscoverySettings::new(deployment_of(&all));
-                settings.own_server = Some(key.public_key());
-                settings.health = Health { service_name: settings.health.service_name, ..health.clone() };
-                deployment = Some(settings.deployment);
-                let host = DiscoveryHost::start(listener, settings, state.directory().join(JOURNAL))?;
+                let mut discovery = DiscoverySettings::new(deployment_of(&all));
+                discovery.own_server = Some(key.public_key());
+                discovery.health = Health { service_name: discovery.health.service_name, ..health.clone() };
+                discovery.proxy_from = Arc::clone(&settings.proxy_from);
+                deployment = Some(discovery.deployment);
+                let host = DiscoveryHost::start(listener, discovery, state.directory().join(JOURNAL))?;
                 discoveries.insert(0, DiscoveryClient::new(&host.local_url())?);
                 Some(host)
             }
@@ -207,7 +216,7 @@ impl Prepared {
                     Health { not_ready: unready.unwrap_or_default(), ..health.clone() }
                 };
                 let mut server = metrics.serve(plane.clone(), health, Limits::default());
-                server.listen(listener);
+                server.listen_behind(listener, Arc::clone(&settings.proxy_from));
                 Some((server, bound))
             }
             None => None,

@@ -160,6 +160,133 @@ async fn bodies_are_bounded_in_bytes_and_time() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_too_long_is_refused_before_it_comes_and_ends_the_connection() {
+    let (server, address, counters) = started(Limits { body_bytes_max: 100, ..Limits::default() }).await;
+    // Whoever waits to be asked for it is not.
+    let expecting = |length: usize| {
+        format!("POST /echo HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {length}\r\n\r\n")
+    };
+    let answer = talk(address, expecting(101).as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413 ") && answer.ends_with("\"code\":413}"), "{answer}");
+    assert!(answer.contains("connection: close\r\n") && answer.contains("100 bytes"), "{answer}");
+    let mut asked = TcpStream::connect(address).await.unwrap();
+    asked.write_all(expecting(3).as_bytes()).await.unwrap();
+    let mut line = [0; 21];
+    asked.read_exact(&mut line).await.unwrap();
+    assert_eq!(&line, b"HTTP/1.1 100 Continue");
+    drop(asked);
+    // On a connection that would live on: one answer to all of it, and whoever sends it whole before he reads gets it whole.
+    let long = "GET /who HTTP/1.1\r\n\r\n".repeat(40_000);
+    for (head, body) in [
+        (format!("Content-Length: {}", long.len()), long.clone()),
+        ("Transfer-Encoding: chunked".to_owned(), format!("{:x}\r\n{long}\r\n0\r\n\r\n", long.len())),
+    ] {
+        let mut connection = TcpStream::connect(address).await.unwrap();
+        let text = format!("POST /echo HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n{body}{}", get_text("/who"));
+        connection.write_all(text.as_bytes()).await.expect("it is read to its end");
+        let mut answer = String::new();
+        timeout(PATIENCE, connection.read_to_string(&mut answer)).await.unwrap().expect("an end, no reset");
+        assert!(answer.starts_with("HTTP/1.1 413 ") && answer.ends_with("\"code\":413}"), "{answer}");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+        assert!(answer.contains("connection: close\r\n"), "{answer}");
+        drop(connection);
+    }
+    settled(&counters).await;
+    assert_eq!(counters.answers()[&413], 3);
+    server.stop().await;
+}
+
+const V1: &str = "PROXY TCP4 203.0.113.7 192.0.2.1 40000 80\r\n";
+
+fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
+    let mut header = b"\r\n\r\n\0\r\nQUIT\n".to_vec();
+    header.extend([0x20 | command, family]);
+    header.extend((body.len() as u16).to_be_bytes());
+    header.extend(body);
+    header
+}
+
+const V2_BODY: [u8; 12] = [198, 51, 100, 9, 192, 0, 2, 1, 0x9c, 0x40, 0, 80];
+
+async fn started_behind(proxy_from: &str, limits: Limits) -> (HttpServer, SocketAddr, HttpCounters) {
+    let mut server = HttpServer::new(router(), limits);
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    server.listen_behind(listener, [proxy_from.parse().unwrap()].into());
+    let counters = server.counters().clone();
+    (server, address, counters)
+}
+
+#[tokio::test]
+async fn a_trusted_proxys_header_says_whose_connection_it_is() {
+    let (server, address, counters) = started_behind("127.0.0.0/8", Limits::default()).await;
+    let v6 = "PROXY TCP6 2001:db8::7 2001:db8::1 40000 80\r\n";
+    for (header, caller) in [
+        (V1.as_bytes(), "203.0.113.7:40000"),
+        (v6.as_bytes(), "[2001:db8::7]:40000"),
+        (&v2(1, 0x11, &V2_BODY), "198.51.100.9:40000"),
+        (&v2(1, 0x11, &[&V2_BODY[..], &[4, 0, 200], &[0; 200]].concat()), "198.51.100.9:40000"),
+        // It speaks for itself, or says nothing.
+        (&v2(0, 0, &[]), "127.0.0.1:"),
+        (b"PROXY UNKNOWN\r\n", "127.0.0.1:"),
+        (b"", "127.0.0.1:"),
+    ] {
+        let answer = talk(address, &[header, get_text("/who").as_bytes()].concat()).await;
+        assert!(answer.contains(&format!("\r\n\r\n{caller}")), "{caller}: {answer}");
+    }
+    settled(&counters).await;
+    assert_eq!((counters.proxy_headers.get(), counters.connections_failed.get()), (6, 0));
+    for broken in
+        [b"PROXY TCP4 203.0.113 192.0.2.1 1 2\r\n", &v2(9, 0x11, &V2_BODY)[..], &v2(1, 0x11, &[0; 2000])]
+    {
+        assert_eq!(talk(address, &[broken, get_text("/who").as_bytes()].concat()).await, "");
+    }
+    settled(&counters).await;
+    assert_eq!((counters.proxy_malformed.get(), counters.connections_failed.get()), (3, 3));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_proxy_header_from_anywhere_else_ends_the_connection() {
+    let (server, address, counters) = started_behind("10.0.0.0/8", Limits::default()).await;
+    for header in [V1.as_bytes(), &v2(1, 0x11, &V2_BODY)] {
+        assert_eq!(talk(address, &[header, get_text("/who").as_bytes()].concat()).await, "");
+    }
+    assert!(talk(address, get_text("/who").as_bytes()).await.contains("\r\n\r\n127.0.0.1:"));
+    settled(&counters).await;
+    assert_eq!((counters.proxy_untrusted.get(), counters.proxy_headers.get()), (2, 0));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn behind_a_proxy_the_bounds_are_those_of_the_address_in_the_header() {
+    let limits =
+        Limits { connections_per_address_max: 1, head: Duration::from_millis(300), ..Limits::default() };
+    let (server, address, counters) = started_behind("127.0.0.0/8", limits).await;
+    let text = format!("{V1}GET /who HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut held = TcpStream::connect(address).await.unwrap();
+    held.write_all(text.as_bytes()).await.unwrap();
+    held.read_u8().await.unwrap();
+    // As one that was too many from the start: closed without an answer.
+    assert_eq!(talk(address, format!("{V1}{}", get_text("/who")).as_bytes()).await, "");
+    assert_eq!(counters.connections_refused.get(), 1);
+    let other = V1.replace("203.0.113.7", "203.0.113.8");
+    assert!(talk(address, format!("{other}{}", get_text("/who")).as_bytes()).await.contains("203.0.113.8:"));
+    drop(held);
+    settled(&counters).await;
+    // A header that does not come takes no longer than a head.
+    for silent in ["", "PROXY TCP4 203.0"] {
+        assert_eq!(talk(address, silent.as_bytes()).await, "");
+    }
+    settled(&counters).await;
+    assert_eq!(counters.connections_failed.get(), 2);
+    // And holds up no stop.
+    let idle = TcpStream::connect(address).await.unwrap();
+    timeout(PATIENCE, server.stop()).await.unwrap();
+    drop(idle);
+}
+
+#[tokio::test]
 async fn one_connection_too_many_is_closed_at_once() {
     let (server, address, counters) = started(Limits { connections_max: 2, ..Limits::default() }).await;
     let mut held = Vec::new();

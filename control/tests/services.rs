@@ -104,6 +104,35 @@ async fn a_server_alone_is_in_its_own_discovery_with_the_room_it_has() {
     assert_eq!(planes.exit_code(), Some(0));
 }
 
+/// The services of a box stand behind the proxy that its sessions stand behind.
+#[tokio::test]
+async fn proxy_headers_are_believed_in_front_of_http_as_in_front_of_sessions() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("ringwire.toml");
+    for (proxy_from, answer) in [("[\"127.0.0.0/8\", \"::1/128\"]", "HTTP/1.1 200 "), ("\"10.0.0.0/8\"", "")]
+    {
+        std::fs::write(&file, format!("proxy_from = {proxy_from}\n")).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let arguments = ["--config", file.to_str().unwrap(), "--http-listen", "127.0.0.1:0"];
+        let planes = Planes::start(state.path(), &arguments);
+        let metrics = planes.ready["http"].as_str().unwrap().to_owned();
+        let discovery =
+            planes.ready["discovery"].as_str().unwrap().strip_prefix("http://").unwrap().to_owned();
+        for address in [metrics, discovery] {
+            let mut connection = tokio::net::TcpStream::connect(&address).await.unwrap();
+            let text = "PROXY TCP4 203.0.113.7 192.0.2.1 40000 80\r\nGET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            connection.write_all(text.as_bytes()).await.unwrap();
+            let mut found = String::new();
+            // A connection that is closed with something unread is reset.
+            connection.read_to_string(&mut found).await.ok();
+            assert!(
+                if answer.is_empty() { found.is_empty() } else { found.starts_with(answer) },
+                "{address}: {found}"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn nobody_removes_the_servers_entry_from_its_own_discovery_and_only_it_is_official() {
     let directory = tempfile::tempdir().unwrap();

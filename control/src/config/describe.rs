@@ -148,7 +148,7 @@ pub const SETTINGS: &[SettingHelp] = &[
         values: "network, or a list of them",
         default: "127.0.0.0/8 and ::1/128",
         live: false,
-        help: "Who may tell a client's address in a PROXY header; from anywhere else it ends the connection.",
+        help: "Who may tell a client's address in a PROXY header, in front of sessions and of HTTP; from anywhere else it ends the connection.",
     },
     SettingHelp {
         name: "log",

@@ -77,7 +77,8 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     if !go.health_endpoint_address.is_empty() {
         let addresses =
             listen(&go.health_endpoint_address).map_err(|error| wrong("health_endpoint_address", error))?;
-        file.http_listen = addresses.first().copied();
+        // One listener for both families, as Go's.
+        file.http_listen = addresses.last().copied();
     }
     if !go.log_level.is_empty() {
         file.log = Some(log(&go.log_level).map_err(|error| wrong("log_level", error))?);

@@ -129,6 +129,13 @@ impl fmt::Display for Url {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network(ipnet::IpNet);
 
+impl Network {
+    /// As it is asked.
+    pub fn net(&self) -> ipnet::IpNet {
+        self.0
+    }
+}
+
 impl FromStr for Network {
     type Err = String;
 

@@ -82,7 +82,7 @@ impl DiscoveryHost {
         let service = DiscoveryService::new(Arc::clone(&store), settings.clone());
         let counters = service.counters().clone();
         let mut server = HttpServer::new(service.router(), limits);
-        server.listen(listener);
+        server.listen_behind(listener, Arc::clone(&settings.proxy_from));
         let stopping = watch::Sender::new(false);
         let journal =
             tokio::spawn(keep(Arc::clone(&store), settings, Journal::new(path), stopping.subscribe()));

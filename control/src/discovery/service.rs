@@ -16,6 +16,8 @@ use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{delete, get, post};
+use ipnet::IpNet;
+use ringwire_dataplane::worker::default_proxy_from;
 use ringwire_proto::entry::{Deployment, Entry, EntryError};
 use ringwire_proto::identity::{PublicKey, Signature, verify};
 use zeroize::Zeroizing;
@@ -60,6 +62,8 @@ pub struct DiscoverySettings {
     pub client_lifetime: Option<Duration>,
     /// What `/health` says.
     pub health: Health,
+    /// Networks whose PROXY headers a [`DiscoveryHost`](super::DiscoveryHost) believes.
+    pub proxy_from: Arc<[IpNet]>,
 }
 
 impl DiscoverySettings {
@@ -74,6 +78,7 @@ impl DiscoverySettings {
             limits: StoreLimits::default(),
             client_lifetime: Some(CLIENT_LIFETIME),
             health: Health { service_name: "dmsg-discovery".to_owned(), ..Health::default() },
+            proxy_from: default_proxy_from(),
         }
     }
 

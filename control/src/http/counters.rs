@@ -18,6 +18,12 @@ pub struct HttpCounters {
     /// Connections that ended with an error: no HTTP, a head that took too long or was too long, a peer that left
     /// or did not read.
     pub connections_failed: Counter,
+    /// Connections that began with a PROXY header of a trusted proxy, and count under the address in it.
+    pub proxy_headers: Counter,
+    /// Connections that began with a PROXY header although they come from no trusted proxy; they were closed.
+    pub proxy_untrusted: Counter,
+    /// Connections that a trusted proxy began with a header that cannot be read; they were closed.
+    pub proxy_malformed: Counter,
     /// Requests of which the head was read.
     pub requests_opened: Counter,
     /// Of those, answered or given up.
@@ -34,7 +40,7 @@ impl HttpCounters {
     }
 
     /// Name, help and value of each, without the answers.
-    pub fn totals(&self) -> [(&'static str, &'static str, u64); 7] {
+    pub fn totals(&self) -> [(&'static str, &'static str, u64); 10] {
         [
             ("http_connections_opened", "Connections accepted and served", self.connections_opened.get()),
             ("http_connections_closed", "Served connections that ended", self.connections_closed.get()),
@@ -47,6 +53,21 @@ impl HttpCounters {
                 "http_connections_failed",
                 "Served connections that ended with an error",
                 self.connections_failed.get(),
+            ),
+            (
+                "http_proxy_headers",
+                "Connections with a PROXY header of a trusted proxy, which count under the address in it",
+                self.proxy_headers.get(),
+            ),
+            (
+                "http_proxy_untrusted",
+                "Connections closed because of a PROXY header from an address that is no trusted proxy",
+                self.proxy_untrusted.get(),
+            ),
+            (
+                "http_proxy_malformed",
+                "Connections of a trusted proxy closed because of a header that cannot be read",
+                self.proxy_malformed.get(),
             ),
             ("http_requests_opened", "Requests begun", self.requests_opened.get()),
             ("http_requests_closed", "Requests answered or given up", self.requests_closed.get()),

@@ -10,12 +10,13 @@ pub struct Limits {
     pub connections_max: usize,
     /// Of those, from one address that is not loopback; IPv6 by /64. One more is closed at once.
     pub connections_per_address_max: usize,
-    /// How long the head of a request may take, counted from the end of the request before: a connection without
+    /// How long a PROXY header may take, where one may come, and then the head of a request, counted from the end of the request before: a connection without
     /// requests is closed after it too.
     pub head: Duration,
     /// Longest head of a request in bytes; 431 beyond it.
     pub head_bytes_max: usize,
-    /// Longest body of a request in bytes; 413 beyond it (services 1.8).
+    /// Longest body of a request in bytes; beyond it 413 (services 1.8), before the body is asked for where its length says so, and
+    /// the end of the connection.
     pub body_bytes_max: usize,
     /// How long body and answer of a request may take together; 408 beyond it.
     pub request: Duration,
@@ -27,6 +28,13 @@ pub struct Limits {
     /// How long requests in progress are waited for at an orderly stop.
     pub stop: Duration,
 }
+
+/// How long a connection is read on after an answer that did not wait for the request's body: whoever still sends reads the
+/// answer meanwhile.
+pub(super) const LINGER: Duration = Duration::from_secs(1);
+
+/// And how much of it, in bytes: what a request may bring otherwise. The connection is cut off after either.
+pub(super) const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
 impl Default for Limits {
     fn default() -> Self {

@@ -5,14 +5,16 @@
 //! an answer may take, how an orderly stop goes, and what is counted meanwhile.
 //!
 //! ```text
-//!   listener ──► serve ──► (place, time limits, caller, counters) ──► the service's router ──► reply
+//!   listener ──► serve ──► (place, PROXY header, time limits, caller, counters) ──► the service's router ──► reply
 //! ```
 
 mod caller;
 mod counters;
 mod health;
 mod limits;
+mod lingering;
 mod places;
+mod proxied;
 mod reply;
 mod serve;
 mod unread;

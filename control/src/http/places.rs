@@ -46,26 +46,50 @@ impl Places {
 
     /// A place for one more connection of `caller`, if there is one.
     pub(super) fn take(self: &Arc<Self>, caller: &Caller) -> Option<Place> {
-        let address = counted(caller);
+        let mut place = self.take_for_another(caller)?;
+        place.ascribe(caller).then_some(place)
+    }
+
+    /// The same for a connection that may turn out to be another's: no address has it yet.
+    pub(super) fn take_for_another(self: &Arc<Self>, caller: &Caller) -> Option<Place> {
         let mut taken = self.taken();
-        let kept = if address.is_some() { LOCAL_PLACES.min(self.connections_max / 4) } else { 0 };
-        if taken.all >= self.connections_max - kept {
+        if taken.all >= self.open_to(counted(caller)) {
             return None;
         }
-        if let Some(address) = address {
-            let of_address = taken.by_address.entry(address).or_default();
-            if *of_address >= self.per_address_max {
-                return None;
-            }
-            *of_address += 1;
-        }
         taken.all += 1;
-        Some(Place { places: Arc::clone(self), address })
+        Some(Place { places: Arc::clone(self), address: None })
+    }
+
+    /// Of all places those that somebody may have.
+    fn open_to(&self, address: Option<IpAddr>) -> usize {
+        let kept = if address.is_some() { LOCAL_PLACES.min(self.connections_max / 4) } else { 0 };
+        self.connections_max - kept
     }
 
     fn taken(&self) -> MutexGuard<'_, Taken> {
         // No code can panic half-way through a change.
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// It is `caller`'s, if there is one for it; else it is to be given back. Once for each place.
+    pub(super) fn ascribe(&mut self, caller: &Caller) -> bool {
+        let address = counted(caller);
+        let mut taken = self.places.taken();
+        // This one is among them.
+        if taken.all > self.places.open_to(address) {
+            return false;
+        }
+        if let Some(address) = address {
+            let of_address = taken.by_address.entry(address).or_default();
+            if *of_address >= self.places.per_address_max {
+                return false;
+            }
+            *of_address += 1;
+        }
+        self.address = address;
+        true
     }
 }
 
@@ -127,6 +151,29 @@ mod tests {
         let local: Vec<_> = (0..2).map(|_| places.take(&caller("127.0.0.1:1")).unwrap()).collect();
         assert!(places.take(&Caller::Local).is_none());
         drop((strangers, local));
+    }
+
+    #[test]
+    fn behind_a_proxy_each_counts_for_itself_and_nobody_has_what_is_kept_for_this_machine() {
+        let places = Places::new(8, 2);
+        for proxy in ["127.0.0.1:1", "198.51.100.1:1"] {
+            let mut held = Vec::new();
+            for last in [1, 1, 2, 2, 3, 3] {
+                let mut place = places.take_for_another(&caller(proxy)).unwrap();
+                assert!(place.ascribe(&caller(&format!("203.0.113.{last}:9"))));
+                held.push(place);
+            }
+            // None is left for a third stranger, whether a local proxy has one for it or not.
+            let another = places.take_for_another(&caller(proxy));
+            assert_eq!(another.is_some(), proxy.starts_with("127"));
+            assert!(another.is_none_or(|mut another| !another.ascribe(&caller("203.0.113.9:9"))));
+            held.truncate(4);
+            let mut third = places.take_for_another(&caller(proxy)).unwrap();
+            assert!(!third.ascribe(&caller("203.0.113.1:9")), "it has two");
+            drop((third, held));
+            let taken = places.taken();
+            assert_eq!((taken.all, taken.by_address.len()), (0, 0));
+        }
     }
 
     #[test]
