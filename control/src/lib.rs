@@ -23,6 +23,7 @@ pub mod dmsg;
 pub mod doctor;
 pub mod http;
 pub mod metrics;
+pub mod presence;
 pub mod registration;
 pub mod services;
 pub mod state;

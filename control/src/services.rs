@@ -14,7 +14,6 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use ipnet::IpNet;
@@ -24,7 +23,6 @@ use ringwire_proto::entry::Deployment;
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
@@ -34,8 +32,9 @@ use crate::discovery::{
 };
 use crate::http::{BindError, BuildInfo, Health, HttpServer, Limits, bind};
 use crate::metrics::{CounterSource as _, Metrics, Rates, Totals};
+use crate::presence::Presence;
 use crate::registration::{
-    AddressError, Content, Registration, Standing, UPDATE_INTERVAL, advertised_address, available_sessions,
+    AddressError, Content, Registration, UPDATE_INTERVAL, advertised_address, available_sessions,
 };
 use crate::state::State;
 use crate::supervise::Plane;
@@ -193,26 +192,21 @@ impl Prepared {
         };
         let advertise = Advertise { address: address.clone(), sessions_max: settings.sessions_max };
         let first = advertise.content(&plane.totals().await.unwrap_or_default());
-        let registration = Arc::new(Registration::start(discoveries, key, first, settings.update_interval));
+        let presence = Presence::new(Registration::start(discoveries, key, first, settings.update_interval));
         let rates = Arc::new(Rates::default());
-        let ending = Arc::new(AtomicBool::new(false));
         let http = match http {
             Some(listener) => {
                 let mut metrics = Metrics::new(&rates);
-                registration.counters().register(metrics.registry());
+                presence.registration().counters().register(metrics.registry());
                 if let Some(host) = &host {
                     let (counters, listener) = host.counters();
                     counters.register(metrics.registry());
                     metrics.add_listener("discovery", listener.clone());
                 }
                 let bound = listener.local_addr()?;
-                let (asked, ending) = (plane.clone(), Arc::clone(&ending));
+                let (asked, presence) = (plane.clone(), presence.clone());
                 let health = move || {
-                    let unready = if ending.load(Ordering::Relaxed) {
-                        Some("ending".to_owned())
-                    } else {
-                        asked.status().unready()
-                    };
+                    let unready = presence.away().map(str::to_owned).or_else(|| asked.status().unready());
                     Health { not_ready: unready.unwrap_or_default(), ..health.clone() }
                 };
                 let mut server = metrics.serve(plane.clone(), health, Limits::default());
@@ -222,8 +216,8 @@ impl Prepared {
             None => None,
         };
         let store = host.as_ref().map(|host| Arc::clone(host.store()));
-        let beat = tokio::spawn(beat(plane.clone(), Arc::clone(&registration), rates, advertise, store));
-        Ok(Services { host, deployment, discovery_address, registration, address, http, beat, ending })
+        let beat = tokio::spawn(beat(plane.clone(), presence.clone(), rates, advertise, store));
+        Ok(Services { host, deployment, discovery_address, presence, address, http, beat })
     }
 }
 
@@ -287,7 +281,7 @@ impl Advertise {
 
 async fn beat(
     plane: Plane,
-    registration: Arc<Registration>,
+    presence: Presence,
     rates: Arc<Rates>,
     advertise: Advertise,
     store: Option<Arc<MemoryStore>>,
@@ -311,7 +305,7 @@ async fn beat(
         }
         let Some(totals) = plane.totals().await else { return };
         rates.note(totals.sum(Counter::FramesReceived), Instant::now());
-        registration.set_content(advertise.content(&totals));
+        presence.registration().set_content(advertise.content(&totals));
     }
 }
 
@@ -322,26 +316,24 @@ pub struct Services {
     deployment: Option<Deployment>,
     /// Where the embedded discovery listens.
     discovery_address: Option<SocketAddr>,
-    registration: Arc<Registration>,
+    presence: Presence,
     /// What is advertised.
     address: String,
     http: Option<(HttpServer, SocketAddr)>,
     beat: JoinHandle<()>,
-    /// `/health` says so from then on.
-    ending: Arc<AtomicBool>,
 }
 
 impl Services {
     /// The URL of the discovery that programs on this machine find this server in: the embedded one for those here, else
     /// the first that was named.
     pub fn discovery_url(&self) -> Option<String> {
-        self.registration.standings().into_iter().next().map(|standing| standing.url)
+        self.presence.registration().standings().into_iter().next().map(|standing| standing.url)
     }
 
     /// Lines for people who have just started this: what runs where, and what is advertised.
     pub fn describe(&self) -> Vec<String> {
         let mut lines = Vec::new();
-        for (index, standing) in self.registration.standings().into_iter().enumerate() {
+        for (index, standing) in self.presence.registration().standings().into_iter().enumerate() {
             let kind = match self.deployment {
                 Some(Deployment::Test) if index == 0 => {
                     ", embedded; test mode: every listener is on loopback"
@@ -376,21 +368,15 @@ impl Services {
         self.http.as_ref().map(|(_, address)| *address)
     }
 
-    /// How the registrations stand.
-    pub fn standings(&self) -> Vec<watch::Receiver<Standing>> {
-        self.registration.watch()
+    /// Whether others are sent to this server.
+    pub fn presence(&self) -> &Presence {
+        &self.presence
     }
 
-    /// Ends all of them. With `remove` the entries are removed from the discoveries first: the server is going away.
-    /// Without, they stay for the control plane that goes on.
-    pub async fn stop(self, remove: bool) {
-        self.ending.store(remove, Ordering::Relaxed);
+    /// Ends all of them, behind the data plane: until then `/health` says why, and the embedded discovery where else to go.
+    /// Entries that were not withdrawn before stay, for the control plane that goes on.
+    pub async fn stop(self) {
         self.beat.abort();
-        // Ends at once, and with it the second handle on the registration.
-        self.beat.await.ok();
-        if remove && let Some(registration) = Arc::into_inner(self.registration) {
-            registration.stop().await;
-        }
         if let Some((http, _)) = self.http {
             http.stop().await;
         }

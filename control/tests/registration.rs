@@ -191,3 +191,35 @@ async fn a_discovery_that_is_down_delays_no_other_and_is_named() {
     drop(registration);
     host.stop().await;
 }
+
+#[tokio::test]
+async fn a_withdrawn_entry_is_not_posted_until_it_is_restored() {
+    let (server, client, stub) = stub(&[]).await;
+    let registration = Registration::start(vec![client], key(), content(10), Duration::from_millis(50));
+    until("it is renewed", || posts(&stub).len() > 2).await;
+    registration.withdraw().await;
+    {
+        let stub = stub.lock().unwrap();
+        assert_eq!(stub.requests.last().unwrap().0, Method::DELETE);
+        assert!(stub.stored.is_none());
+    }
+    let standing = &registration.standings()[0];
+    assert!(standing.withdrawn && standing.accepted.is_none());
+    let before = stub.lock().unwrap().requests.len();
+    registration.set_content(content(9));
+    // Many times what a renewal or a change takes.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    registration.withdraw().await;
+    assert_eq!(stub.lock().unwrap().requests.len(), before, "nothing is asked for meanwhile");
+    registration.restore();
+    until("it is there again", || stub.lock().unwrap().stored.is_some()).await;
+    {
+        let stub = stub.lock().unwrap();
+        let again = stub.requests[before..].iter().find_map(|(_, entry)| entry.clone()).unwrap();
+        assert_eq!(again.sequence, 0);
+        assert_eq!(again.server.unwrap().available_sessions, 9);
+    }
+    until("and known to be", || !registration.standings()[0].withdrawn).await;
+    registration.stop().await;
+    server.stop().await;
+}

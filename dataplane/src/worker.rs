@@ -381,7 +381,8 @@ impl<D: Driver> Worker<D> {
 
     fn accept_failed(&mut self, listener: usize, error: i32) {
         self.counters.count(Counter::AcceptFailures);
-        if self.stopping || self.is_draining() {
+        // A listener that was shut down is what the order to drain or to end begins with; it never accepts again.
+        if self.stopping || self.is_draining() || error == rustix::io::Errno::INVAL.raw_os_error() {
             return;
         }
         let now = self.driver.now();

@@ -50,6 +50,9 @@ pub struct DiscoveryStatus {
     pub registered_s: Option<f64>,
     /// What went wrong since then.
     pub error: Option<String>,
+    /// The entry was taken away because the server drains or ends.
+    #[serde(default)]
+    pub withdrawn: bool,
 }
 
 /// The data plane, as it describes itself.

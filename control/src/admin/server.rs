@@ -15,7 +15,6 @@ use ringwire_dataplane::limits::WAIT_US_MAX;
 use ringwire_ipc::message::{HybridPolicy, Order, PeerKey, Reason, Setting};
 use ringwire_proto::identity::PublicKey;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::watch;
 
 use super::direct::{self, DirectError, key_text, seconds};
 use super::model::{
@@ -23,6 +22,7 @@ use super::model::{
     Drain, Failure, Session, Sessions, Status, Stop, Stream, Streams,
 };
 use crate::http::{HttpServer, Limits};
+use crate::presence::{Absence, DRAINING, ENDING, Presence};
 use crate::registration::Standing;
 use crate::state::{State, StateError};
 use crate::supervise::mirror::{AskError, Outcome};
@@ -40,7 +40,7 @@ pub struct Admin {
     state: Arc<State>,
     plane: Plane,
     started: Instant,
-    standings: Vec<watch::Receiver<Standing>>,
+    presence: Option<Presence>,
 }
 
 /// The socket of the control plane that holds the directory's lock; what a dead one left there is removed.
@@ -65,14 +65,22 @@ pub fn bind(state: &State) -> Result<UnixListener, StateError> {
 impl Admin {
     /// Answers about this data plane.
     pub fn new(state: State, plane: Plane) -> Self {
-        Self { state: Arc::new(state), plane, started: Instant::now(), standings: Vec::new() }
+        Self { state: Arc::new(state), plane, started: Instant::now(), presence: None }
     }
 
-    /// The same, with how the server stands with its discoveries.
+    /// The same, of a server that others are sent to.
     #[must_use]
-    pub fn with_standings(mut self, standings: Vec<watch::Receiver<Standing>>) -> Self {
-        self.standings = standings;
+    pub fn with_presence(mut self, presence: Presence) -> Self {
+        self.presence = Some(presence);
         self
+    }
+
+    /// Sends nobody here any more, see [`Presence::leave`].
+    async fn leave(&self, reason: &'static str) -> Option<Absence> {
+        match &self.presence {
+            Some(presence) => Some(presence.leave(reason).await),
+            None => None,
+        }
     }
 
     fn discoveries(&self) -> Vec<DiscoveryStatus> {
@@ -80,8 +88,12 @@ impl Admin {
             url: standing.url.clone(),
             registered_s: standing.accepted.map(|(_, at)| at.elapsed().unwrap_or_default().as_secs_f64()),
             error: standing.error.as_ref().map(ToString::to_string),
+            withdrawn: standing.withdrawn,
         };
-        self.standings.iter().map(|standing| status(&standing.borrow())).collect()
+        let registration = self.presence.as_ref().map(Presence::registration);
+        registration
+            .map(|registration| registration.standings().iter().map(status).collect())
+            .unwrap_or_default()
     }
 
     /// Answers on `listener` until the server is stopped or dropped. Must be called inside a tokio runtime.
@@ -337,24 +349,46 @@ async fn drain(Shared(admin): Shared<Admin>, Json(drain): Json<Drain>) -> Answer
     if !(0.0..=DRAIN_S_MAX).contains(&drain.within_s) {
         return Err(Refusal::bad(format!("within_s is a number of seconds from 0 to {DRAIN_S_MAX}")));
     }
-    let sessions = admin.plane.table().await.unwrap_or_default().sessions.len() as u64;
-    admin.plane.drain(Duration::from_secs_f64(drain.within_s)).await?;
-    let message = format!(
-        "draining: nothing new is accepted, and the server ends when its {sessions} sessions have ended, at the latest in {} s",
-        drain.within_s
-    );
-    Ok(Json(Done { message, count: sessions }))
+    carried_out(async move {
+        if !admin.plane.status().attached {
+            return Err(EndError::DataPlane("it is not running".to_owned()).into());
+        }
+        let sessions = admin.plane.table().await.unwrap_or_default().sessions.len() as u64;
+        let absence = admin.leave(DRAINING).await;
+        admin.plane.drain(Duration::from_secs_f64(drain.within_s)).await?;
+        // Had it not been done, the server would be there again from here on.
+        absence.map(Absence::for_good);
+        let message = format!(
+            "draining: nothing new is accepted, and the server ends when its {sessions} sessions have ended, at the latest in {} s",
+            drain.within_s
+        );
+        Ok(Json(Done { message, count: sessions }))
+    })
+    .await
 }
 
 async fn stop(Shared(admin): Shared<Admin>, Json(stop): Json<Stop>) -> Answer<Done> {
-    let dataplane = admin.plane.status().pid;
-    let (end, message) = if stop.leave_dataplane {
-        (End::Leave, format!("stopped the control plane; the data plane (process {dataplane}) goes on alone"))
-    } else {
-        (End::Stop, format!("stopped both planes (data plane: process {dataplane})"))
-    };
-    admin.plane.end(end).await?;
-    Ok(Json(Done { message, count: 1 }))
+    carried_out(async move {
+        let dataplane = admin.plane.status().pid;
+        let (end, message) = if stop.leave_dataplane {
+            (
+                End::Leave,
+                format!("stopped the control plane; the data plane (process {dataplane}) goes on alone"),
+            )
+        } else {
+            // Whatever comes of it, this process ends with it.
+            admin.leave(ENDING).await.map(Absence::for_good);
+            (End::Stop, format!("stopped both planes (data plane: process {dataplane})"))
+        };
+        admin.plane.end(end).await?;
+        Ok(Json(Done { message, count: 1 }))
+    })
+    .await
+}
+
+/// An order that was begun is carried out whole, also when who gave it does not wait.
+async fn carried_out<T: Send + 'static>(work: impl Future<Output = Answer<T>> + Send + 'static) -> Answer<T> {
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(Refusal::ending()))
 }
 
 /// Lets nobody in but processes of our user and root, whatever the file's mode has become.

@@ -22,12 +22,13 @@ use super::systemd::Systemd;
 use crate::admin::{self, Admin};
 use crate::config::{Driver, File};
 use crate::http::HttpServer;
+use crate::presence::{ENDING, Presence};
 use crate::services::{Prepared, ServiceSettings, Services};
 use crate::state::lock::Lock;
 use crate::state::{STATE_VARIABLE, ServerNote, State};
 use crate::supervise::LOG_VARIABLE;
 use crate::supervise::settings::Settings;
-use crate::supervise::{self, End, Plane, PlaneStatus, Wanted};
+use crate::supervise::{self, End, EndError, Plane, PlaneStatus, Wanted};
 
 /// The program that this process runs, by the kernel's own reference to it: it is there also when the file was deleted or
 /// replaced, and a data plane of this build is what this control plane can attach to.
@@ -146,7 +147,7 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
         Ok(services) => services,
         Err(error) => {
             let end = if plane.status().child { End::Stop } else { End::Leave };
-            end_supervision(&plane, end, &mut signals).await?;
+            end_supervision(&plane, end, &mut signals, async {}).await?;
             return Err(error.into());
         }
     };
@@ -158,8 +159,8 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
         Err(error) => {
             // What was started for a server that cannot be found goes with it.
             let end = if plane.status().child { End::Stop } else { End::Leave };
-            services.stop(end != End::Leave).await;
-            end_supervision(&plane, end, &mut signals).await?;
+            leave_and_end(services.presence(), &plane, end, &mut signals).await?;
+            services.stop().await;
             std::fs::remove_file(state.control_socket()).ok();
             return Err(error);
         }
@@ -187,10 +188,8 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
     };
     tracing::info!(?end, "ending");
     systemd.stopping();
-    // Before the data plane goes, so that nobody is sent to a server that is not there.
-    services.stop(end != End::Leave).await;
-    let ended =
-        if supervision.is_finished() { Ok(()) } else { end_supervision(&plane, end, &mut signals).await };
+    let ended = leave_and_end(services.presence(), &plane, end, &mut signals).await;
+    services.stop().await;
     // Answers what is in progress, such as the order to stop.
     admin.stop().await;
     std::fs::remove_file(state.control_socket()).ok();
@@ -202,7 +201,7 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
 fn begin(note: &Note<'_>, plane: &Plane, services: &Services, json: bool) -> anyhow::Result<HttpServer> {
     let socket = admin::bind(note.state)?;
     let first = note.write(&plane.status())?;
-    let admin = Admin::new(note.state.clone(), plane.clone()).with_standings(services.standings());
+    let admin = Admin::new(note.state.clone(), plane.clone()).with_presence(services.presence().clone());
     let admin = admin.serve(socket);
     announce(&first, &plane.status(), services, note.state, json)?;
     Ok(admin)
@@ -212,12 +211,40 @@ fn begin(note: &Note<'_>, plane: &Plane, services: &Services, json: bool) -> any
 /// closed sends one besides its shell's. To obey it would leave the data plane alone.
 const SAME_ACT: Duration = Duration::from_secs(1);
 
-/// Ends the supervision in order; a second signal does not wait for that.
-async fn end_supervision(plane: &Plane, end: End, signals: &mut Signals) -> anyhow::Result<()> {
+/// Ends the server in order: nobody is sent here any more before the first session is closed.
+async fn leave_and_end(
+    presence: &Presence,
+    plane: &Plane,
+    end: End,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
+    let leave = async {
+        if end != End::Leave {
+            presence.leave(ENDING).await.for_good();
+        }
+    };
+    end_supervision(plane, end, signals, leave).await
+}
+
+/// Ends the supervision, if it has not ended, behind what is to be done `first`; a second signal does not wait for that.
+async fn end_supervision(
+    plane: &Plane,
+    end: End,
+    signals: &mut Signals,
+    first: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let began = Instant::now();
     let again = async { while signals.next().await != Asked::End || began.elapsed() < SAME_ACT {} };
+    let ended = async {
+        first.await;
+        match plane.end(end).await {
+            // It was ended by somebody else, such as an order on the admin socket.
+            Err(EndError::Over) => Ok(()),
+            ended => ended,
+        }
+    };
     tokio::select! {
-        ended = plane.end(end) => ended.map_err(|error| anyhow!("{error}; look at: ringwire status")),
+        ended = ended => ended.map_err(|error| anyhow!("{error}; look at: ringwire status")),
         () = again => Err(anyhow!("ended at the second signal; look at: ringwire status")),
     }
 }

@@ -139,6 +139,7 @@ fn discovery_text(discovery: &DiscoveryStatus, attached: bool) -> String {
         Some(registered_s) => {
             format!("the entry, renewed {} ago, says that there is no room", age(registered_s))
         }
+        None if discovery.withdrawn => "withdrawn: the server drains or ends".to_owned(),
         None => "NOT registered".to_owned(),
     };
     let error = discovery.error.as_ref().map(|error| format!("; since then: {error}")).unwrap_or_default();

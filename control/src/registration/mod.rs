@@ -20,4 +20,4 @@ pub use address::{AddressError, advertised_address};
 pub use content::{Content, available_sessions};
 pub use counters::RegistrationCounters;
 pub use machine::{Action, Failure, Machine, UPDATE_INTERVAL};
-pub use task::{Registration, Standing};
+pub use task::{Registration, Standing, WITHDRAW_LIMIT};

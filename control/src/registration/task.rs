@@ -1,13 +1,13 @@
 //! The hands of the machines: one task per discovery that sends what its machine asks for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use ringwire_proto::entry::Entry;
 use ringwire_proto::identity::SecretKey;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep_until, timeout_at};
 
 use super::content::Content;
 use super::counters::RegistrationCounters;
@@ -15,8 +15,9 @@ use super::machine::{Action, Failure, Machine};
 use crate::discovery::{DiscoveryClient, DiscoveryError, Refusal, unix_now_ns, withdrawal};
 use crate::throttle::{INTERVAL, Throttle};
 
-/// How long an orderly stop waits for discoveries. Entries expire by themselves.
-const STOP_LIMIT: Duration = Duration::from_secs(3);
+/// How long a withdrawal waits for discoveries: sessions are not closed before. One that is slower may go on sending clients
+/// here for a moment, and the entry there expires by itself.
+pub const WITHDRAW_LIMIT: Duration = Duration::from_secs(2);
 
 /// How the registration at one discovery stands.
 #[derive(Debug, Clone)]
@@ -27,16 +28,22 @@ pub struct Standing {
     pub accepted: Option<(u64, SystemTime)>,
     /// What went wrong since then.
     pub error: Option<DiscoveryError>,
+    /// The entry was taken away on purpose, as far as the discovery let us, and is not posted meanwhile.
+    pub withdrawn: bool,
 }
 
-/// Own entries in any number of discoveries. Dropping it leaves them where they are; [`stop`](Self::stop) removes them.
+/// Own entries in any number of discoveries. Dropping it leaves them where they are; [`withdraw`](Self::withdraw) removes
+/// them.
 #[derive(Debug)]
 pub struct Registration {
     content: watch::Sender<Content>,
-    stopping: watch::Sender<bool>,
+    /// The entries are to be away.
+    away: watch::Sender<bool>,
+    /// Until when discoveries are waited for, while they are.
+    answer_by: Mutex<Option<Instant>>,
     standings: Vec<watch::Receiver<Standing>>,
     counters: RegistrationCounters,
-    tasks: JoinSet<()>,
+    _tasks: JoinSet<()>,
 }
 
 impl Registration {
@@ -49,13 +56,14 @@ impl Registration {
         interval: Duration,
     ) -> Self {
         let key = Arc::new(key);
-        let (content, stopping) = (watch::Sender::new(content), watch::Sender::new(false));
+        let (content, away) = (watch::Sender::new(content), watch::Sender::new(false));
         let counters = RegistrationCounters::default();
         let mut tasks = JoinSet::new();
         let mut standings = Vec::new();
         for discovery in discoveries {
             let url = discovery.url().to_owned();
-            let (standing, receiver) = watch::channel(Standing { url, accepted: None, error: None });
+            let standing = Standing { url, accepted: None, error: None, withdrawn: false };
+            let (standing, receiver) = watch::channel(standing);
             standings.push(receiver);
             let task = Task {
                 discovery,
@@ -65,9 +73,9 @@ impl Registration {
                 interval,
                 failures: Throttle::new(INTERVAL),
             };
-            tasks.spawn(task.run(content.subscribe(), stopping.subscribe()));
+            tasks.spawn(task.run(content.subscribe(), away.subscribe()));
         }
-        Self { content, stopping, standings, counters, tasks }
+        Self { content, away, answer_by: Mutex::default(), standings, counters, _tasks: tasks }
     }
 
     /// The entry is to say this from now on. Cheap, and without effect when it already does.
@@ -94,13 +102,45 @@ impl Registration {
         &self.counters
     }
 
-    /// Removes the entries, as far as that goes within three seconds.
-    pub async fn stop(mut self) {
-        self.stopping.send_replace(true);
-        let ended = timeout(STOP_LIMIT, async { while self.tasks.join_next().await.is_some() {} }).await;
-        if ended.is_err() {
-            tracing::info!("a discovery did not answer in time; the entry there expires by itself");
+    /// Removes the entries, and posts none from now on until [`restore`](Self::restore). Returns when every discovery has
+    /// answered, at the latest after [`WITHDRAW_LIMIT`]; what has not been answered then is awaited in the background, and
+    /// not by a second call.
+    pub async fn withdraw(&self) {
+        let (answer_by, first) = {
+            let mut answer_by = self.answer_by();
+            let first = answer_by.is_none();
+            (*answer_by.get_or_insert_with(|| Instant::now() + WITHDRAW_LIMIT), first)
+        };
+        self.away.send_replace(true);
+        let withdrawn = async {
+            for standing in &self.standings {
+                // A task that is gone posts nothing.
+                standing.clone().wait_for(|standing| standing.withdrawn).await.ok();
+            }
+        };
+        if timeout_at(answer_by.into(), withdrawn).await.is_err() && first {
+            let late = self.standings().into_iter().filter(|standing| !standing.withdrawn);
+            let late: Vec<_> = late.map(|standing| standing.url).collect();
+            tracing::warn!(
+                discoveries = late.join(", "),
+                "no answer to the withdrawal in time; the entry there expires by itself, and clients may be sent here until then"
+            );
         }
+    }
+
+    /// Posts the entries again after a [`withdraw`](Self::withdraw).
+    pub fn restore(&self) {
+        *self.answer_by() = None;
+        self.away.send_replace(false);
+    }
+
+    fn answer_by(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.answer_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes the entries for good, as [`withdraw`](Self::withdraw) does.
+    pub async fn stop(self) {
+        self.withdraw().await;
     }
 }
 
@@ -114,44 +154,67 @@ struct Task {
 }
 
 impl Task {
-    async fn run(self, mut content: watch::Receiver<Content>, mut stopping: watch::Receiver<bool>) {
+    /// Keeps the entry where it is wanted and away when it is not, until the registration is dropped: then it stays.
+    async fn run(self, mut content: watch::Receiver<Content>, mut away: watch::Receiver<bool>) {
+        while self.keep(&mut content, &mut away).await {
+            self.standing.send_modify(|standing| {
+                standing.accepted = None;
+                standing.withdrawn = true;
+            });
+            if away.wait_for(|away| !*away).await.is_err() {
+                return;
+            }
+            self.standing.send_modify(|standing| standing.withdrawn = false);
+        }
+    }
+
+    /// Keeps the entry where it is until it is to be away, and takes it away. False: the registration was dropped.
+    async fn keep(&self, content: &mut watch::Receiver<Content>, away: &mut watch::Receiver<bool>) -> bool {
         let initial = content.borrow_and_update().clone();
         let mut machine = Machine::new(initial, self.interval, Instant::now(), fastrand::u64(..));
-        let mut is_stopping = false;
-        while !machine.is_stopped() {
+        loop {
             let mut action = machine.next_action(Instant::now(), unix_now_ns());
             while let Some(todo) = action {
-                action = self.perform(todo, &mut machine).await;
+                action = self.perform(todo, &mut machine, away).await;
+            }
+            if machine.is_stopped() {
+                return true;
             }
             let next = machine.next_time();
             tokio::select! {
-                // A sender that is gone is a registration that was dropped: its entry stays.
-                stop = stopping.wait_for(|stopping| *stopping), if !is_stopping => {
+                stop = away.wait_for(|away| *away) => {
                     if stop.is_err() {
-                        return;
+                        return false;
                     }
-                    is_stopping = true;
                     machine.stop();
                 }
-                changed = content.changed(), if !is_stopping => {
+                changed = content.changed() => {
                     if changed.is_err() {
-                        return;
+                        return false;
                     }
                     machine.set_content(content.borrow_and_update().clone(), Instant::now());
                 }
                 () = sleep_until(next.unwrap_or_else(Instant::now).into()), if next.is_some() => {}
-                else => return,
             }
         }
     }
 
     /// Sends one request. What the machine wants next is the result.
-    async fn perform(&self, action: Action, machine: &mut Machine) -> Option<Action> {
+    async fn perform(
+        &self,
+        action: Action,
+        machine: &mut Machine,
+        away: &watch::Receiver<bool>,
+    ) -> Option<Action> {
         self.counters.requests.inc();
         match action {
             Action::Read => {
                 let read = self.discovery.entry(&self.key.public_key()).await;
                 let read = read.map_err(|error| self.failed(error));
+                // What was to be renewed when this was asked is not any more.
+                if *away.borrow() {
+                    machine.stop();
+                }
                 machine.handle_read(read.as_ref().map_err(|failure| *failure), Instant::now(), unix_now_ns())
             }
             Action::Post(mut entry) => {

@@ -95,7 +95,7 @@ impl PlaneStatus {
     /// Why nobody should be sent to this server now; none: it takes clients.
     pub fn unready(&self) -> Option<String> {
         if self.draining {
-            return Some("draining: it takes nobody new, and ends with its last session".to_owned());
+            return Some(crate::presence::DRAINING.to_owned());
         }
         if !self.attached {
             let reason = self.last_loss.as_deref().unwrap_or("not attached yet");

@@ -110,7 +110,14 @@ impl Plane {
     /// Stops the workers, if there are any.
     pub(super) fn end(&self) -> Result<(), StopError> {
         let serving = self.state().serving.take();
-        serving.map_or(Ok(()), |serving| serving.server.stop())
+        serving.map_or(Ok(()), |serving| {
+            // Nobody whose session is closed is to come back. One that has ended by itself may have a successor on its
+            // listeners.
+            if !serving.server.has_ended() {
+                serving.server.refuse();
+            }
+            serving.server.stop()
+        })
     }
 }
 

@@ -387,12 +387,17 @@ impl Server {
     pub fn drain(&self, within: Duration) -> bool {
         let within = u64::try_from(within.as_nanos()).unwrap_or(u64::MAX);
         let until = monotonic().saturating_add(within);
-        let told = self.workers.tell(|| Order::Drain(until));
+        // First, so that nobody whose session is closed comes back.
+        self.refuse();
+        self.workers.tell(|| Order::Drain(until)).is_ok()
+    }
+
+    /// Refuses connections from now on, for every process that has the listeners: they are refused at once instead of waiting
+    /// in vain.
+    pub fn refuse(&self) {
         for (_, listener) in &self.listeners {
-            // For every process that has it: connections are refused at once instead of waiting in vain.
             let _ = listener.shutdown(std::net::Shutdown::Both);
         }
-        told.is_ok()
     }
 
     /// Closes every session and ends the workers.

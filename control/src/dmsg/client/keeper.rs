@@ -30,6 +30,8 @@ pub(super) struct Keeper {
     work: JoinSet<Done>,
     connecting: HashSet<PublicKey>,
     listing: bool,
+    /// A list was asked for because there is no server to connect to, and none came about since.
+    listed_for_want: bool,
     list_at: Instant,
     list_failures: u32,
     idle_at: Instant,
@@ -51,6 +53,7 @@ impl Keeper {
             work: JoinSet::new(),
             connecting: HashSet::new(),
             listing: false,
+            listed_for_want: false,
             list_at: now,
             list_failures: 0,
             idle_at: now + inner.config.idle_interval,
@@ -143,6 +146,7 @@ impl Keeper {
             let table = inner.table();
             (table.stale(), table.healthy())
         };
+        self.listed_for_want &= healthy < inner.config.sessions_min;
         let mut missing = inner.config.sessions_min.saturating_sub(healthy + self.connecting.len());
         for (server, _) in stale {
             let rests = inner.candidates().resting(&server.key, now).is_some();
@@ -157,6 +161,11 @@ impl Keeper {
             };
             let candidate = inner.candidates().take(now, excluded);
             let Some(server) = candidate else {
+                // Perhaps others have come since the last list: the server that drains is not the only one any more.
+                if !std::mem::replace(&mut self.listed_for_want, true) && self.list_at > now {
+                    self.list_at = now;
+                    return Some(now);
+                }
                 return inner.candidates().next_due(excluded);
             };
             missing -= 1;
