@@ -341,9 +341,13 @@ fn an_orphan_is_shown_attached_to_and_stopped() {
     let text = String::from_utf8(status.stdout).unwrap();
     assert!(text.contains("not running") && text.contains("ringwire stop"), "{text}");
     assert_eq!(json(state, &["show", "sessions", "--from", "dataplane"])["sessions"], Value::Array(vec![]));
-    let sessions = ringwire(state).args(["show", "sessions"]).output().unwrap();
+    let sessions = ringwire(state).args(["show", "sessions", "--from", "control"]).output().unwrap();
     assert_eq!(sessions.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&sessions.stderr).contains("ringwire run"), "{sessions:?}");
+    // Who does not mind whose list it is has the data plane's.
+    let sessions = ringwire(state).args(["show", "sessions", "--json"]).output().unwrap();
+    assert_eq!(json_of(&sessions)["from"], "dataplane");
+    assert!(String::from_utf8_lossy(&sessions.stderr).contains("no control plane answers"), "{sessions:?}");
 
     // Left alone on purpose, and found again.
     planes.run_again(state, &[]);

@@ -4,7 +4,7 @@
 use ringwire_ipc::socket;
 use ringwire_proto::identity::PublicKey;
 
-use super::model::{DataPlaneStatus, Session, Sessions, Settings, Stream, Streams};
+use super::model::{DataPlaneStatus, Limits, Session, Sessions, Settings, Stream, Streams};
 use crate::config::SETTINGS;
 use crate::state::State;
 use crate::supervise::{converse, monotonic_ns};
@@ -89,6 +89,15 @@ pub fn dump(state: &State) -> Result<(Sessions, Streams, socket::Memory), Direct
     let from = "dataplane".to_owned();
     let streams = Streams { from: from.clone(), missing: 0, streams: streams.collect() };
     Ok((Sessions { from, current: true, untracked: 0, sessions }, streams, dump.memory))
+}
+
+/// Its bounds.
+///
+/// # Errors
+/// As [`dataplane_status`].
+pub fn dataplane_limits(state: &State) -> Result<Limits, DirectError> {
+    let (status, memory) = (dataplane_status(state)?, dump(state)?.2);
+    Ok(super::limits::list(&status, memory))
 }
 
 pub(super) fn seconds(ns: u64) -> f64 {

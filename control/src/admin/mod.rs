@@ -2,6 +2,7 @@
 //! (its owner, and root).
 //!
 //! ```text
+//!   GET  /v1/alive             that it answers
 //!   GET  /v1/status            both planes: processes, sessions, listeners
 //!   GET  /v1/sessions          who is connected                /v1/sessions/closed   the last that were
 //!   GET  /v1/streams           what is bridged
@@ -13,7 +14,7 @@
 //! ```
 //!
 //! A failure is a status code and `{"error": text}`. `server` answers, `client` asks, `model` is what they say,
-//! `direct` is what can be known from the data plane alone, with the control plane dead.
+//! `direct` is what can be known from the data plane alone, with the control plane dead or stopped.
 
 mod client;
 mod direct;
@@ -22,5 +23,5 @@ pub mod model;
 mod server;
 
 pub use client::{Client, ClientError};
-pub use direct::{DirectError, dataplane_status, dump, settings};
+pub use direct::{DirectError, dataplane_limits, dataplane_status, dump, settings};
 pub use server::{Admin, bind};

@@ -6,11 +6,21 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+/// The control plane answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alive {
+    /// Its process.
+    pub pid: u32,
+}
+
 /// Both planes at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// The control plane; none if it does not run.
+    /// The control plane; none if it does not run, or does not answer.
     pub control: Option<ControlStatus>,
+    /// Why it does not answer although its process runs, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub control_error: Option<String>,
     /// The data plane; none if it does not answer.
     pub dataplane: Option<DataPlaneStatus>,
 }

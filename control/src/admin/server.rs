@@ -18,8 +18,8 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::direct::{self, DirectError, key_text, seconds};
 use super::model::{
-    self, Change, Close, ClosedSession, ClosedSessions, ControlStatus, Counters, DiscoveryStatus, Done,
-    Drain, Failure, Session, Sessions, Status, Stop, Stream, Streams,
+    self, Alive, Change, Close, ClosedSession, ClosedSessions, ControlStatus, Counters, DiscoveryStatus,
+    Done, Drain, Failure, Session, Sessions, Status, Stop, Stream, Streams,
 };
 use crate::http::{HttpServer, Limits};
 use crate::presence::{Absence, DRAINING, ENDING, Presence};
@@ -99,6 +99,7 @@ impl Admin {
     /// Answers on `listener` until the server is stopped or dropped. Must be called inside a tokio runtime.
     pub fn serve(self, listener: UnixListener) -> HttpServer {
         let routes = Router::new()
+            .route("/v1/alive", get(alive))
             .route("/v1/status", get(status))
             .route("/v1/sessions", get(sessions))
             .route("/v1/sessions/closed", get(closed))
@@ -179,6 +180,11 @@ impl From<EndError> for Refusal {
 
 type Answer<T> = Result<Json<T>, Refusal>;
 
+/// That it answers is all that is asked.
+async fn alive() -> Answer<Alive> {
+    Ok(Json(Alive { pid: std::process::id() }))
+}
+
 async fn status(Shared(admin): Shared<Admin>) -> Answer<Status> {
     let plane = admin.plane.status();
     let table = admin.plane.table().await.unwrap_or_default();
@@ -195,7 +201,7 @@ async fn status(Shared(admin): Shared<Admin>) -> Answer<Status> {
         events_dropped: table.events_dropped,
         discoveries: admin.discoveries(),
     };
-    Ok(Json(Status { control: Some(control), dataplane }))
+    Ok(Json(Status { control: Some(control), control_error: None, dataplane }))
 }
 
 async fn sessions(Shared(admin): Shared<Admin>) -> Answer<Sessions> {
@@ -288,9 +294,7 @@ async fn counters(Shared(admin): Shared<Admin>) -> Answer<Counters> {
 }
 
 async fn limits(Shared(admin): Shared<Admin>) -> Answer<model::Limits> {
-    let looked = |state: &State| Ok((direct::dataplane_status(state)?, direct::dump(state)?.2));
-    let (status, memory) = admin.direct(looked).await?;
-    Ok(Json(super::limits::list(&status, memory)))
+    Ok(Json(admin.direct(direct::dataplane_limits).await?))
 }
 
 async fn close(Shared(admin): Shared<Admin>, Json(close): Json<Close>) -> Answer<Done> {
@@ -369,18 +373,24 @@ async fn drain(Shared(admin): Shared<Admin>, Json(drain): Json<Drain>) -> Answer
 
 async fn stop(Shared(admin): Shared<Admin>, Json(stop): Json<Stop>) -> Answer<Done> {
     carried_out(async move {
-        let dataplane = admin.plane.status().pid;
-        let (end, message) = if stop.leave_dataplane {
-            (
-                End::Leave,
-                format!("stopped the control plane; the data plane (process {dataplane}) goes on alone"),
-            )
+        let message = if stop.leave_dataplane {
+            let status = admin.plane.status();
+            admin.plane.end(End::Leave).await?;
+            match status.attached {
+                true => format!(
+                    "stopped the control plane; the data plane (process {}) goes on alone",
+                    status.pid
+                ),
+                false => "stopped the control plane; it had no data plane".to_owned(),
+            }
         } else {
             // Whatever comes of it, this process ends with it.
             admin.leave(ENDING).await.map(Absence::for_good);
-            (End::Stop, format!("stopped both planes (data plane: process {dataplane})"))
+            match admin.plane.end(End::Stop).await? {
+                Some(dataplane) => format!("stopped both planes (data plane: process {dataplane})"),
+                None => "stopped the control plane; it had no data plane".to_owned(),
+            }
         };
-        admin.plane.end(end).await?;
         Ok(Json(Done { message, count: 1 }))
     })
     .await

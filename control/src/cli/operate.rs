@@ -5,12 +5,19 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::output::{Common, block_on};
 use crate::admin::model::{Change, Close, Done, Drain, Stop};
 use crate::admin::{Client, ClientError, DirectError};
 use crate::state::State;
+use crate::state::lock::Holder;
 use crate::supervise;
+
+/// How long a control plane that is starting may take to end.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -43,7 +50,8 @@ pub(super) struct DrainArguments {
   ringwire stop                           both planes; clients are told by closed connections
   ringwire stop --leave-dataplane         the control plane alone; sessions go on
 
-Works with the control plane dead as well: then the data plane that goes on alone is ended.")]
+Works with the control plane dead as well: then the data plane that goes on alone is ended; and with one that still waits for
+a data plane.")]
 pub(super) struct StopArguments {
     /// End the control plane alone
     #[arg(long)]
@@ -109,6 +117,11 @@ pub(super) fn stop(arguments: &StopArguments) -> anyhow::Result<ExitCode> {
     let state = arguments.common.state()?;
     let order = Stop { leave_dataplane: arguments.leave_dataplane };
     let done = match block_on(Client::new(&state)?.post("/v1/stop", &order)) {
+        Err(ClientError::Absent { .. }) if let Some(holder) = Holder::of(&state) => {
+            end_waiting(&holder)?;
+            let message = format!("stopped the control plane (process {}); it had no data plane", holder.pid);
+            Done { message, count: 1 }
+        }
         Err(ClientError::Absent { .. }) if arguments.leave_dataplane => {
             return Err(anyhow!(
                 "the control plane does not run; whether a data plane does, says: ringwire status"
@@ -126,7 +139,27 @@ pub(super) fn stop(arguments: &StopArguments) -> anyhow::Result<ExitCode> {
     arguments.common.print_done(&done)
 }
 
-fn nothing_runs(state: &State, error: DirectError) -> anyhow::Error {
+/// Ends a control plane that has not opened its socket: it starts, and waits for a data plane.
+fn end_waiting(holder: &Holder) -> anyhow::Result<()> {
+    let pid = holder.pid;
+    let failed =
+        |error: Errno| anyhow!("cannot end the control plane (process {pid}), which is starting: {error}");
+    let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH).map_err(failed)?;
+    // Taken before the signal: the number cannot pass to another process in between.
+    let process = pidfd_open(process, PidfdFlags::empty()).map_err(failed)?;
+    pidfd_send_signal(&process, Signal::TERM).map_err(failed)?;
+    let limit = Timespec { tv_sec: END_LIMIT.as_secs() as i64, tv_nsec: 0 };
+    match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)) {
+        Ok(0) => Err(anyhow!(
+            "the control plane (process {pid}), which is starting, does not end within {} s of SIGTERM; end it with: kill -KILL {pid}",
+            END_LIMIT.as_secs()
+        )),
+        Ok(_) => Ok(()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+pub(super) fn nothing_runs(state: &State, error: DirectError) -> anyhow::Error {
     match error {
         DirectError::Absent { .. } => anyhow!(
             "nothing runs on {}: neither a control plane nor a data plane answers; start a server with: ringwire run",

@@ -13,6 +13,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use rustix::fs::Mode;
 use serde::Serialize;
+use tokio::task::JoinHandle;
 
 use super::HybridChoice;
 use super::runtime::runtime;
@@ -28,7 +29,7 @@ use crate::state::lock::Lock;
 use crate::state::{STATE_VARIABLE, ServerNote, State};
 use crate::supervise::LOG_VARIABLE;
 use crate::supervise::settings::Settings;
-use crate::supervise::{self, End, EndError, Plane, PlaneStatus, Wanted};
+use crate::supervise::{self, Cancel, End, EndError, ObtainError, Plane, PlaneStatus, Wanted};
 
 /// The program that this process runs, by the kernel's own reference to it: it is there also when the file was deleted or
 /// replaced, and a data plane of this build is what this control plane can attach to.
@@ -142,7 +143,9 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
     // Listeners and settings first: a data plane is not started for a mistyped flag.
     let settings = ServiceSettings::from(settings);
     let prepared = Prepared::new(settings, wanted.settings.listen(), state).await?;
-    let (plane, mut supervision) = supervise::start(wanted).await?;
+    let Some((plane, mut supervision)) = start(wanted, &mut signals).await? else {
+        return Ok(ExitCode::SUCCESS);
+    };
     let services = match prepared.start(state, key, &plane).await {
         Ok(services) => services,
         Err(error) => {
@@ -197,6 +200,41 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
     ended.map(|()| ExitCode::SUCCESS)
 }
 
+/// Finds or starts a data plane; none: a signal came while there was none.
+async fn start(
+    wanted: Wanted,
+    signals: &mut Signals,
+) -> Result<Option<(Plane, JoinHandle<End>)>, ObtainError> {
+    let cancel = Cancel::default();
+    let mut starting = std::pin::pin!(supervise::start_unless(wanted, &cancel));
+    let mut asked = false;
+    let started = loop {
+        tokio::select! {
+            started = &mut starting => break started,
+            signal = signals.next(), if !asked => if signal == Asked::End {
+                cancel.cancel();
+                asked = true;
+            },
+        }
+    };
+    match started {
+        Ok(_) if !asked => started.map(Some),
+        Ok((plane, _)) => {
+            // It came at that very moment; one that we started goes again.
+            let end = if plane.status().child { End::Stop } else { End::Leave };
+            if let Err(error) = plane.end(end).await {
+                tracing::error!(%error, "the data plane may go on");
+            }
+            Ok(None)
+        }
+        Err(ObtainError::Cancelled) => {
+            tracing::info!("ended by a signal before there was a data plane");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Makes the server known: the commands' way in, the note for tools, the word that it is ready.
 fn begin(note: &Note<'_>, plane: &Plane, services: &Services, json: bool) -> anyhow::Result<HttpServer> {
     let socket = admin::bind(note.state)?;
@@ -238,9 +276,9 @@ async fn end_supervision(
     let ended = async {
         first.await;
         match plane.end(end).await {
-            // It was ended by somebody else, such as an order on the admin socket.
-            Err(EndError::Over) => Ok(()),
-            ended => ended,
+            // The second: it was ended by somebody else, such as an order on the admin socket.
+            Ok(_) | Err(EndError::Over) => Ok(()),
+            Err(error) => Err(error),
         }
     };
     tokio::select! {

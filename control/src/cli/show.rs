@@ -1,15 +1,19 @@
 //! What goes on in a running server: `status` and `show`.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use anyhow::anyhow;
 use clap::{Args, Subcommand, ValueEnum};
+use serde::de::DeserializeOwned;
 
+use super::operate::nothing_runs;
 use super::output::{Common, Table, age, block_on, bytes};
 use crate::admin::model::{
     ClosedSessions, Counters, DataPlaneStatus, DiscoveryStatus, Limits, Sessions, Settings, Status, Streams,
 };
 use crate::admin::{self, Client, ClientError, DirectError};
+use crate::state::State;
+use crate::state::lock::Holder;
 
 /// Exit code of `status` when one plane is missing.
 const DEGRADED: u8 = 3;
@@ -19,7 +23,7 @@ const DEGRADED: u8 = 3;
   ringwire status
   ringwire status --json | jq .dataplane.sessions
 
-Works with the control plane dead as well. Exit codes: 0 both planes run, 1 nothing runs, 3 one plane is missing.")]
+Works with the control plane dead or stopped as well. Exit codes: 0 both planes run, 1 nothing runs, 3 one plane is missing.")]
 pub(super) struct StatusArguments {
     #[command(flatten)]
     common: Common,
@@ -36,17 +40,17 @@ pub(super) enum Show {
         /// Show the last sessions that ended, with their reasons
         #[arg(long, conflicts_with = "from")]
         closed: bool,
-        /// Whose knowledge to show
-        #[arg(long, value_enum, default_value_t = From::Control)]
-        from: From,
+        /// Whose knowledge to show [default: control, or dataplane where that does not answer]
+        #[arg(long, value_enum)]
+        from: Option<From>,
         #[command(flatten)]
         common: Common,
     },
     /// What is bridged, and what holds it up
     Streams {
-        /// Whose knowledge to show
-        #[arg(long, value_enum, default_value_t = From::Control)]
-        from: From,
+        /// Whose knowledge to show [default: control, or dataplane where that does not answer]
+        #[arg(long, value_enum)]
+        from: Option<From>,
         #[command(flatten)]
         common: Common,
     },
@@ -84,16 +88,23 @@ pub(super) fn status(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
     let state = common.state()?;
     let status = match block_on(Client::new(&state)?.get::<Status>("/v1/status")) {
         Ok(status) => status,
+        Err(ClientError::Absent { .. }) if let Some(holder) = Holder::of(&state) => Status {
+            control: None,
+            control_error: Some(format!(
+                "process {} is starting: it waits for a data plane, as its log says; end it with: ringwire stop",
+                holder.pid
+            )),
+            dataplane: admin::dataplane_status(&state).ok(),
+        },
         Err(ClientError::Absent { .. }) => {
-            let dataplane = admin::dataplane_status(&state).map_err(|error| match error {
-                DirectError::Absent { .. } => anyhow!(
-                    "nothing runs on {}: neither a control plane nor a data plane answers; start a server with: ringwire run",
-                    state.directory().display()
-                ),
-                error => error.into(),
-            })?;
-            Status { control: None, dataplane: Some(dataplane) }
+            let dataplane = admin::dataplane_status(&state).map_err(|error| nothing_runs(&state, error))?;
+            Status { control: None, control_error: None, dataplane: Some(dataplane) }
         }
+        Err(error @ ClientError::Silent { .. }) => Status {
+            control: None,
+            control_error: Some(error.to_string()),
+            dataplane: admin::dataplane_status(&state).ok(),
+        },
         Err(error) => return Err(error.into()),
     };
     common.print(&status, status_text)?;
@@ -103,6 +114,7 @@ pub(super) fn status(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
 
 fn status_text(status: &Status) -> String {
     let control = match &status.control {
+        None if let Some(error) = &status.control_error => error.clone(),
         None => "not running. The data plane goes on alone; attach to it with: ringwire run, or end it with: ringwire stop"
             .to_owned(),
         Some(control) => {
@@ -127,7 +139,10 @@ fn status_text(status: &Status) -> String {
     };
     let dataplane = status.dataplane.as_ref().map_or_else(
         || "  data plane   does not answer\n".to_owned(),
-        |dataplane| dataplane_text(dataplane, status.control.is_none()),
+        |dataplane| {
+            let alone = status.control.is_none() && status.control_error.is_none();
+            dataplane_text(dataplane, alone)
+        },
     );
     format!("  control      {control}\n{dataplane}")
 }
@@ -180,23 +195,44 @@ pub(super) fn show(show: &Show) -> anyhow::Result<ExitCode> {
         Show::Sessions { closed: true, common, .. } => {
             common.print(&common.get("/v1/sessions/closed")?, closed_text)
         }
-        Show::Sessions { from: From::Control, common, .. } => {
-            common.print(&common.get("/v1/sessions")?, sessions_text)
+        Show::Sessions { from, common, .. } => {
+            let sessions = ask(*from, common, "/v1/sessions", |state| Ok(admin::dump(state)?.0))?;
+            common.print(&sessions, sessions_text)
         }
-        Show::Sessions { from: From::Dataplane, common, .. } => {
-            common.print(&admin::dump(&common.state()?)?.0, sessions_text)
-        }
-        Show::Streams { from: From::Control, common } => {
-            common.print(&common.get("/v1/streams")?, streams_text)
-        }
-        Show::Streams { from: From::Dataplane, common } => {
-            common.print(&admin::dump(&common.state()?)?.1, streams_text)
+        Show::Streams { from, common } => {
+            let streams = ask(*from, common, "/v1/streams", |state| Ok(admin::dump(state)?.1))?;
+            common.print(&streams, streams_text)
         }
         Show::Counters { all, common } => {
             common.print(&common.get("/v1/counters")?, |counters| counters_text(counters, *all))
         }
-        Show::Limits { common } => common.print(&common.get("/v1/limits")?, limits_text),
+        Show::Limits { common } => {
+            common.print(&ask(None, common, "/v1/limits", admin::dataplane_limits)?, limits_text)
+        }
         Show::Settings { common } => common.print(&admin::settings(&common.state()?)?, settings_text),
+    }
+}
+
+/// Asks the control plane, or the data plane: that also where the control plane does not answer, unless it was meant.
+fn ask<T: DeserializeOwned>(
+    from: Option<From>,
+    common: &Common,
+    path: &str,
+    direct: impl FnOnce(&State) -> Result<T, DirectError>,
+) -> anyhow::Result<T> {
+    let state = common.state()?;
+    if from == Some(From::Dataplane) {
+        return Ok(direct(&state)?);
+    }
+    match block_on(Client::new(&state)?.get(path)) {
+        Err(error @ (ClientError::Absent { .. } | ClientError::Silent { .. })) if from.is_none() => {
+            let answer = direct(&state).map_err(|error| nothing_runs(&state, error))?;
+            // Beside the answer, which is for programs too.
+            writeln!(std::io::stderr(), "ringwire: {error}\nringwire: this is what the data plane says:")
+                .ok();
+            Ok(answer)
+        }
+        answer => Ok(answer?),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -42,6 +43,29 @@ impl std::fmt::Display for Holder {
         let age = since.and_then(|since| SystemTime::now().duration_since(since).ok()).unwrap_or_default();
         // The text was written by whoever may write the directory: no control characters on a terminal.
         write!(formatter, "process {}, since {} s: {}", self.pid, age.as_secs(), self.command.escape_debug())
+    }
+}
+
+impl Holder {
+    /// Who holds the lock of `state`, without touching it; none if nobody does, or it cannot be known. The process that the
+    /// file names must have it open: a number alone may have passed to another, or be of another container.
+    pub fn of(state: &State) -> Option<Self> {
+        let path = state.directory().join("lock");
+        let file = open_plain(&path, OFlags::RDONLY, Mode::empty()).ok()?;
+        let of_lock = file.metadata().ok()?;
+        let mut text = String::new();
+        file.take(HOLDER_LEN_MAX).read_to_string(&mut text).ok()?;
+        let holder: Self = serde_json::from_str(&text).ok()?;
+        let mut open = std::fs::read_dir(format!("/proc/{}/fd", holder.pid)).ok()?.flatten();
+        let is_lock = |of: std::fs::Metadata| (of.dev(), of.ino()) == (of_lock.dev(), of_lock.ino());
+        open.any(|entry| std::fs::metadata(entry.path()).is_ok_and(is_lock)).then_some(holder)
+    }
+
+    /// The kernel's letter for what its process does: `T` is stopped by a signal, `t` by a debugger.
+    pub fn condition(&self) -> Option<char> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).ok()?;
+        // Behind the name, which may hold anything.
+        stat.rsplit_once(')')?.1.trim_start().chars().next()
     }
 }
 
@@ -119,8 +143,21 @@ mod tests {
         let text = error.to_string();
         assert!(text.contains(&format!("process {}", std::process::id())), "{text}");
         assert!(text.contains("ringwire stop") && text.contains("--state"), "{text}");
+        let holder = Holder::of(&state).unwrap();
+        assert_eq!(holder.pid, std::process::id());
+        assert!(holder.condition().is_some_and(|letter| "RSD".contains(letter)), "{:?}", holder.condition());
         drop(first);
+        assert_eq!(Holder::of(&state), None);
         Lock::take(&state).unwrap();
+    }
+
+    #[test]
+    fn a_number_that_is_another_process_by_now_is_no_holder() {
+        let (_directory, state) = state();
+        assert_eq!(Holder::of(&state), None);
+        let text = format!(r#"{{"pid":{},"since":1,"command":"ringwire run"}}"#, std::process::id());
+        std::fs::write(state.directory().join("lock"), text).unwrap();
+        assert_eq!(Holder::of(&state), None, "it does not have the file open");
     }
 
     #[test]

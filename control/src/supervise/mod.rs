@@ -13,6 +13,7 @@
 pub mod mirror;
 pub mod settings;
 
+mod cancel;
 mod channel;
 mod obtain;
 mod plane;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
+pub use cancel::Cancel;
 pub use channel::now as monotonic_ns;
 use channel::{Askers, Channels, Event};
 use mirror::Mirror;
@@ -36,6 +38,7 @@ pub use obtain::{ObtainError, Wanted, converse, stop};
 use plane::{ASKS_MAX, Ask};
 pub use plane::{End, EndError, Plane, PlaneStatus, Table};
 use restart::Restarts;
+use ringwire_ipc::socket::ClientError;
 use settings::Settings;
 
 /// Environment variable with the log filter, such as `debug` or `ringwire=trace`: of this process, and of a data plane it
@@ -51,9 +54,18 @@ const REAP_LIMIT: Duration = Duration::from_secs(2);
 /// # Errors
 /// [`ObtainError`]: there is no data plane to work with, and none of ours is left running.
 pub async fn start(wanted: Wanted) -> Result<(Plane, JoinHandle<End>), ObtainError> {
+    start_unless(wanted, &Cancel::default()).await
+}
+
+/// The same, given up within milliseconds of `cancel` while there is no data plane.
+///
+/// # Errors
+/// As [`start`], and [`ObtainError::Cancelled`].
+pub async fn start_unless(wanted: Wanted, cancel: &Cancel) -> Result<(Plane, JoinHandle<End>), ObtainError> {
     let wanted = Arc::new(wanted);
     let settings = wanted.settings.clone();
-    let attached = obtain_on_thread(Arc::clone(&wanted), settings.clone(), Vec::new()).await.0?;
+    let attached =
+        obtain_on_thread(Arc::clone(&wanted), settings.clone(), Vec::new(), cancel.clone()).await.0?;
     // True before anybody can ask: what is ready is announced with the addresses in it.
     let mut status = PlaneStatus::default();
     status.attached_to(&attached);
@@ -80,8 +92,9 @@ async fn obtain_on_thread(
     wanted: Arc<Wanted>,
     settings: Settings,
     listeners: Listeners,
+    cancel: Cancel,
 ) -> (Result<Attached, ObtainError>, Listeners) {
-    let work = move || (obtain::obtain(&wanted, &settings, &listeners), listeners);
+    let work = move || (obtain::obtain(&wanted, &settings, &listeners, &cancel), listeners);
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
         Err(ended) => match ended.try_into_panic() {
@@ -176,7 +189,7 @@ impl Task {
                     let _ = answer.send(drained);
                 }
                 Event::Ask(Ask::End(end, answer)) => {
-                    let ended = if end == End::Stop { self.stop(remains.child).await } else { Ok(()) };
+                    let ended = if end == End::Stop { self.stop(remains.child).await } else { Ok(None) };
                     let _ = answer.send(ended);
                     return Over::End(end);
                 }
@@ -191,18 +204,26 @@ impl Task {
     async fn detached(&mut self, mut listeners: Listeners, mut pause: Duration) -> Result<Attached, End> {
         loop {
             let (wanted, settings) = (Arc::clone(&self.wanted), self.settings.clone());
+            let cancel = Cancel::default();
+            let cancelled = cancel.clone();
             let mut attempt = std::pin::pin!(async move {
-                tokio::time::sleep(pause).await;
-                obtain_on_thread(wanted, settings, listeners).await
+                tokio::time::timeout(pause, cancelled.cancelled()).await.ok();
+                obtain_on_thread(wanted, settings, listeners, cancelled).await
             });
-            // An end that is asked for waits for the attempt, which may be starting a process at this moment.
+            // An end that is asked for cuts the attempt short and waits for it: it may be starting a process at this moment.
             let mut end = None;
             let (outcome, returned) = loop {
                 tokio::select! {
                     done = &mut attempt => break done,
                     ask = self.asks.recv(), if end.is_none() => match ask {
-                        None => end = Some((End::Leave, None)),
-                        Some(Ask::End(wanted, answer)) => end = Some((wanted, Some(answer))),
+                        None => {
+                            cancel.cancel();
+                            end = Some((End::Leave, None));
+                        }
+                        Some(Ask::End(wanted, answer)) => {
+                            cancel.cancel();
+                            end = Some((wanted, Some(answer)));
+                        }
                         Some(Ask::Drain(_, answer)) => {
                             let _ = answer.send(Err(EndError::DataPlane("it is not running".to_owned())));
                         }
@@ -213,7 +234,7 @@ impl Task {
             listeners = returned;
             if let Some((end, answer)) = end {
                 let child = outcome.ok().and_then(|attached| attached.child);
-                let ended = if end == End::Stop { self.stop(child).await } else { Ok(()) };
+                let ended = if end == End::Stop { self.stop(child).await } else { Ok(None) };
                 if let Some(answer) = answer {
                     let _ = answer.send(ended);
                 }
@@ -260,22 +281,29 @@ impl Task {
         let wanted = Arc::clone(&self.wanted);
         blocking(move || {
             let (mut client, _) = converse(&wanted.state)?;
-            client.drain(within)
+            Ok(client.drain(within)?)
         })
         .await
     }
 
-    /// Stops the data plane and waits for its end; one that does not end and is a child of ours is killed.
-    async fn stop(&self, child: Option<Child>) -> Result<(), EndError> {
+    /// Stops the data plane, if there is one, and waits for its end; one that does not end and is a child of ours is killed.
+    /// Which it was.
+    async fn stop(&self, child: Option<Child>) -> Result<Option<u32>, EndError> {
         let wanted = Arc::clone(&self.wanted);
-        let stopped = blocking(move || stop(&wanted.state).map(drop)).await;
+        let stopped = blocking(move || match stop(&wanted.state) {
+            Ok(pid) => Ok(Some(pid)),
+            Err(ClientError::Absent { .. }) => Ok(None),
+            Err(error) => Err(error),
+        })
+        .await;
         let Some(mut child) = child else { return stopped };
+        let pid = child.id();
         if let Err(error) = &stopped {
             tracing::error!(%error, "the data plane does not stop; it is killed");
             child.kill().ok();
         }
         reap(Some(child)).await;
-        Ok(())
+        Ok(Some(pid))
     }
 }
 
@@ -292,9 +320,9 @@ async fn reap(child: Option<Child>) -> bool {
     }
 }
 
-async fn blocking(
-    work: impl FnOnce() -> Result<(), ringwire_ipc::socket::ClientError> + Send + 'static,
-) -> Result<(), EndError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ClientError> + Send + 'static,
+) -> Result<T, EndError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(|error| EndError::DataPlane(error.to_string())),
         Err(_) => Err(EndError::Over),

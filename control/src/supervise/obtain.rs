@@ -19,6 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::LOG_VARIABLE;
+use super::cancel::Cancel;
 use super::settings::{Difference, Settings};
 use crate::state::State;
 
@@ -151,19 +152,23 @@ pub enum ObtainError {
         /// The socket.
         path: PathBuf,
     },
+    /// It was given up because the control plane is to end.
+    #[error("the search for a data plane was given up: the control plane was told to end")]
+    Cancelled,
 }
 
 /// Finds or starts the data plane and attaches to it. `settings` are those of `wanted`, or what has become of them; `listeners` are
-/// those of a predecessor that died, if any.
+/// those of a predecessor that died, if any. With `cancel` none is started or waited for any more.
 pub(super) fn obtain(
     wanted: &Wanted,
     settings: &Settings,
     listeners: &[(SocketAddr, OwnedFd)],
+    cancel: &Cancel,
 ) -> Result<Attached, ObtainError> {
     let mut started = Started(None);
     let client = match Client::connect(&wanted.state.dataplane_socket(), ANSWER_LIMIT) {
         Ok(client) => client,
-        Err(ClientError::Absent { .. }) => started.bring_up(wanted)?,
+        Err(ClientError::Absent { .. }) => started.bring_up(wanted, cancel)?,
         Err(error) => return Err(error.into()),
     };
     let attached = agree(wanted, settings, client, listeners)?;
@@ -176,7 +181,10 @@ struct Started(Option<Child>);
 
 impl Started {
     /// Starts a data plane, or waits for one that somebody else starts.
-    fn bring_up(&mut self, wanted: &Wanted) -> Result<Client, ObtainError> {
+    fn bring_up(&mut self, wanted: &Wanted, cancel: &Cancel) -> Result<Client, ObtainError> {
+        if cancel.is_cancelled() {
+            return Err(ObtainError::Cancelled);
+        }
         if let Some(program) = &wanted.program {
             let child = Command::new(program)
                 // For those who list processes: the path may be the kernel's name for it.
@@ -198,8 +206,18 @@ impl Started {
             self.0 = Some(child.map_err(|error| ObtainError::Spawn { program, error })?);
         }
         let path = wanted.state.dataplane_socket();
+        if self.0.is_none() {
+            tracing::warn!(
+                socket = %path.display(),
+                "waits for a data plane that somebody else starts: systemctl start ringwire-dataplane, or: ringwire dataplane --state {}",
+                wanted.state.directory().display()
+            );
+        }
         let deadline = Instant::now() + UP_LIMIT;
         loop {
+            if cancel.is_cancelled() {
+                return Err(ObtainError::Cancelled);
+            }
             match Client::connect(&path, ANSWER_LIMIT) {
                 Ok(client) => return Ok(client),
                 Err(ClientError::Absent { .. }) if Instant::now() < deadline => {}

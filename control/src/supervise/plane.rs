@@ -24,7 +24,7 @@ pub(super) enum Ask {
     Counters(oneshot::Sender<Vec<Vec<u64>>>),
     Order(Order, oneshot::Sender<Result<Outcome, AskError>>),
     Drain(Duration, oneshot::Sender<Result<(), EndError>>),
-    End(End, oneshot::Sender<Result<(), EndError>>),
+    End(End, oneshot::Sender<Result<Option<u32>, EndError>>),
 }
 
 /// How the supervision ends.
@@ -168,11 +168,12 @@ impl Plane {
         self.ask(|answer| Ask::Drain(within, answer)).await.unwrap_or(Err(EndError::Over))
     }
 
-    /// Ends the supervision; returns when the data plane has ended, or is left alone.
+    /// Ends the supervision; returns when the data plane has ended, or is left alone: the process that was ended, if there was
+    /// one.
     ///
     /// # Errors
     /// [`EndError`]: the supervision has ended, but the data plane may go on.
-    pub async fn end(&self, end: End) -> Result<(), EndError> {
+    pub async fn end(&self, end: End) -> Result<Option<u32>, EndError> {
         self.ask(|answer| Ask::End(end, answer)).await.unwrap_or(Err(EndError::Over))
     }
 
