@@ -28,7 +28,7 @@ use crate::holders::Name;
 use crate::lane::Lane;
 use crate::limits;
 use crate::prefix::Prefix;
-use crate::session::{CloseReason, Look, Mux, Open, Phase, Purse, Rest, Rival, Session, Target};
+use crate::session::{CloseReason, Mux, Open, Phase, Purse, Rest, Rival, Session, Stall, Target};
 use crate::slab::{Key, Slab};
 use crate::team::{Dialling, Owes, StandIn, Team};
 use crate::worker::{Settings, Timer, Worker};
@@ -496,6 +496,8 @@ impl<D: Driver> Worker<D> {
                 // Whom the former worker let in stays, whatever the limit.
                 self.by_address.admit(prefix, peer, u32::MAX);
             }
+            // What its predecessor sent may be under way.
+            self.watch_for_stall(key);
             self.arm_session_timer(key);
             self.mark(key);
             // What was received is handled before more is.
@@ -598,7 +600,7 @@ fn thaw_session(frozen: FrozenSession, now: Nanos) -> Result<Session, FreezeErro
         pinged_at: 0,
         heard_at: frozen.heard_at,
         rival: frozen.rival,
-        look: Look::default(),
+        stall: Stall::default(),
         urgent: Default::default(),
         bulk: Default::default(),
     };

@@ -362,13 +362,12 @@ pub const DELIVERY_STALL_TIMEOUT_NS: u64 = BRIDGE_IDLE_TIMEOUT_NS;
 /// (dmsg-wire 16).
 pub const CLOSE_GRACE_NS: u64 = 30 * SECOND_NS;
 
-/// `TCP_USER_TIMEOUT`, in milliseconds: data the peer's kernel does not acknowledge for this long ends the session.
-pub const USER_TIMEOUT_MS: u32 = 25_000;
+/// A session whose peer's kernel acknowledges nothing of what was sent for so long, in nanoseconds, is dead. One that takes a byte now and
+/// then is not, however long all of it takes.
+pub const STALL_TIMEOUT_NS: u64 = 25 * SECOND_NS;
 
-/// A peer that leaves a ping unanswered is looked at this often, in nanoseconds: one that has taken nothing of what was sent to it from
-/// one look to the next is closed, whatever it sends. A pong behind bulk on a slow connection may take longer; but then what we send is
-/// taken.
-pub const UNANSWERED_LOOK_NS: u64 = 15 * SECOND_NS;
+/// How often that is looked at, in nanoseconds, while something is under way.
+pub const STALL_LOOK_NS: u64 = 5 * SECOND_NS;
 
 /// A session whose key another one came with gives a sign of life within this time, in nanoseconds, or two round trips if that is longer;
 /// then the other takes over.

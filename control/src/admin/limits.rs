@@ -143,13 +143,12 @@ pub(super) fn list(status: &DataPlaneStatus, memory: Memory) -> Limits {
         ),
         ("close-timeout", None, seconds(limits::CLOSE_GRACE_NS), "s", "the stream is reset"),
         (
-            "unanswered-ping-timeout",
+            "unacknowledged-data-timeout",
             None,
-            seconds(2 * limits::UNANSWERED_LOOK_NS),
+            seconds(limits::STALL_TIMEOUT_NS),
             "s",
-            "the session is closed, if it takes nothing either",
+            "the session is closed",
         ),
-        ("unacknowledged-data-timeout", None, limits::USER_TIMEOUT_MS.into(), "ms", "the session is closed"),
     ];
     let limits = rows.into_iter().map(|(name, used, value, unit, when_reached)| Limit {
         name: name.to_owned(),

@@ -24,7 +24,6 @@ pub enum Event {
     SendFailed { socket: u32, error: i32 },
     Closing { socket: u32 },
     Closed { socket: u32 },
-    TimedOut { wire: usize },
     PeerOpen { peer: usize, hybrid: bool },
     PeerOver { peer: usize, why: &'static str },
     Dials { bridge: usize, peer: usize, stream: u32 },
@@ -70,7 +69,6 @@ impl fmt::Display for Event {
             }
             Self::Closing { socket } => write!(f, "socket {socket}  the worker closes it"),
             Self::Closed { socket } => write!(f, "socket {socket}  closed"),
-            Self::TimedOut { wire } => write!(f, "wire {wire}  user timeout"),
             Self::PeerOpen { peer, hybrid } => {
                 write!(f, "peer {peer}  session open{}", if hybrid { ", hybrid" } else { "" })
             }

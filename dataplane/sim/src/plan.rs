@@ -319,9 +319,6 @@ pub struct KernelPlan {
     pub company_us_max: u32,
     /// Worker's `busy_frames_per_second`.
     pub busy_frames_per_second: u64,
-    /// The kernel resets a connection on which nothing was acknowledged for `TCP_USER_TIMEOUT`. Not where the peer goes on answering
-    /// probes of its closed window, as some kernels count.
-    pub user_timeout: bool,
     /// Worker's `share`: what a turn handles of one session.
     pub share: Share,
     /// A worker of several is not let run, after one in a million turns of so many, for up to `pause_ns`.
@@ -363,7 +360,6 @@ impl KernelPlan {
             turn_ns: 2_000,
             company_us_max: 100,
             busy_frames_per_second: ringwire_dataplane::limits::BUSY_FRAMES_PER_SECOND,
-            user_timeout: true,
             share: Share::default(),
             pauses: 0,
             pause_ns: 0,

@@ -33,8 +33,6 @@ pub enum Wake {
     Cancel(usize, u32, u32),
     /// A completion becomes visible.
     Ready,
-    /// The kernel looks whether a connection is stuck.
-    UserTimeout(usize),
     /// The oracle looks for starvation.
     Watch,
     /// It looks again at what it saw.
@@ -76,7 +74,6 @@ pub struct Wire {
     /// The errno of the server's side, once the kernel gave up on it.
     pub error: Option<i32>,
     scheduled_at: Nanos,
-    watched: bool,
 }
 
 /// See the module's head.
@@ -117,8 +114,6 @@ pub struct World {
     random: Random,
 }
 
-/// `TCP_USER_TIMEOUT` of the server's sockets.
-const USER_TIMEOUT_NS: Nanos = ringwire_dataplane::limits::USER_TIMEOUT_MS as u64 * 1_000_000;
 /// Events at one time after which something is wrong with the simulator itself.
 const SPINNING_STEPS: u32 = 1_000_000;
 /// How often the oracle looks for starvation.
@@ -248,7 +243,6 @@ impl World {
                 self.peers[source].ask_to_dial(bridge);
                 self.run_peer(source);
             }
-            Wake::UserTimeout(wire) => self.check_stuck(wire),
             Wake::Watch => {
                 self.ledger.check_starvation(self.now);
                 if self.phase < Phase::Settled {
@@ -286,36 +280,6 @@ impl World {
     /// The server's side of a connection was used: the peer may have something to do, now or later.
     pub fn touched(&mut self, wire: usize) {
         self.schedule(self.now, Wake::Wire(wire));
-        self.watch_stuck(wire);
-    }
-
-    fn watch_stuck(&mut self, wire: usize) {
-        let entry = &mut self.wires[wire];
-        if self.ledger.plan.kernel.user_timeout
-            && !entry.watched
-            && !entry.duplex.is_lost(Side::B)
-            && let Some(since) = entry.duplex.stuck_since(Side::B)
-        {
-            entry.watched = true;
-            self.schedule(since + USER_TIMEOUT_NS, Wake::UserTimeout(wire));
-        }
-    }
-
-    fn check_stuck(&mut self, wire: usize) {
-        let now = self.now;
-        let entry = &mut self.wires[wire];
-        entry.watched = false;
-        let stuck = entry.duplex.stuck_since(Side::B).is_some_and(|since| now >= since + USER_TIMEOUT_NS);
-        if stuck && !entry.duplex.is_lost(Side::B) {
-            self.log.note(now, Event::TimedOut { wire });
-            let entry = &mut self.wires[wire];
-            // The errno of ETIMEDOUT.
-            entry.error = Some(110);
-            entry.duplex.reset(now, Side::B);
-            self.touched(wire);
-        } else {
-            self.watch_stuck(wire);
-        }
     }
 
     fn connect(&mut self, peer: usize) {
@@ -325,15 +289,7 @@ impl World {
         let arrives_at = self.now + plan.up.line.delay_ns;
         let workers = self.ledger.plan.workers as u64;
         let worker = self.random.fork(!(wire as u64)).below(workers) as usize;
-        self.wires.push(Wire {
-            duplex,
-            peer,
-            worker,
-            socket: None,
-            error: None,
-            scheduled_at: Nanos::MAX,
-            watched: false,
-        });
+        self.wires.push(Wire { duplex, peer, worker, socket: None, error: None, scheduled_at: Nanos::MAX });
         self.log.note(self.now, Event::Connects { peer, wire });
         self.schedule(arrives_at, Wake::Connected(wire));
         self.peers[peer].connected(self.now, wire);

@@ -500,8 +500,7 @@ fn a_client_that_sends_and_takes_nothing_is_let_go() {
         deaf.character = Character::Rude(SECOND_NS, Rudeness::Deaf);
         deaf.pings = false;
         deaf.faults.push(Fault::CutOneWay(cut_at, Side::B));
-        let mut plan = plan(vec![deaf, peer(1, Manner::Go)], Vec::new());
-        plan.kernel.user_timeout = false;
+        let plan = plan(vec![deaf, peer(1, Manner::Go)], Vec::new());
         let report = run_plan(plan, true);
         assert_eq!(report.failure, None);
         let after = first_close(&report) - cut_at;

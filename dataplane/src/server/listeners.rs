@@ -174,7 +174,6 @@ fn listen(address: SocketAddr, beside: bool) -> Result<(Socket, SocketAddr), Sta
         }
         socket.set_tcp_nodelay(true)?;
         socket.set_tcp_notsent_lowat(limits::NOTSENT_LOWAT_LEN)?;
-        socket.set_tcp_user_timeout(Some(Duration::from_millis(u64::from(limits::USER_TIMEOUT_MS))))?;
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
         socket.bind(&address.into())?;
         socket.listen(limits::LISTEN_BACKLOG)?;

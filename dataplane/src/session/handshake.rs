@@ -8,7 +8,7 @@ use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::{HandshakeError, Outcome};
 use ringwire_proto::packet::{Opener, Sealer};
 
-use super::{CloseReason, Look, Mux, Open, Phase, Purse, Rest, Session, Step, Target};
+use super::{CloseReason, Mux, Open, Phase, Purse, Rest, Session, Stall, Step, Target};
 use crate::coalesce::Pace;
 use crate::counters::Counter;
 use crate::driver::Driver;
@@ -322,7 +322,7 @@ impl<D: Driver> Worker<D> {
             pinged_at: 0,
             heard_at: now,
             rival: None,
-            look: Look::default(),
+            stall: Stall::default(),
             urgent: Default::default(),
             bulk: Default::default(),
         };

@@ -136,7 +136,7 @@ impl<D: Driver> Worker<D> {
             Phase::Handshake(_) => {}
             Phase::Open(_) => {
                 self.run_mux_timers(key, now);
-                self.look_at_unanswered(key, now);
+                self.look_at_stall(key, now);
                 self.look_at_rival(key, now);
             }
         }
@@ -247,7 +247,7 @@ fn session_deadline(session: &Session) -> Option<Nanos> {
         Phase::Handshake(_) => Some(session.accepted_at + limits::HANDSHAKE_TIMEOUT_NS),
         Phase::Open(open) => {
             let rival = open.rival.map(|rival| rival.due);
-            open.mux.next_timeout().into_iter().chain(open.look_due()).chain(rival).min()
+            open.mux.next_timeout().into_iter().chain(open.stall.due()).chain(rival).min()
         }
     }
 }

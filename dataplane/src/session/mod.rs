@@ -12,7 +12,7 @@ mod outbound;
 mod rival;
 mod rounds;
 mod share;
-mod unanswered;
+mod stall;
 
 use std::net::SocketAddr;
 
@@ -35,7 +35,7 @@ pub(crate) use rounds::Places;
 use rounds::{Line, Rounds};
 pub use share::Share;
 pub(crate) use share::{Purse, Rest};
-pub(crate) use unanswered::Look;
+pub(crate) use stall::Stall;
 
 /// One connection of a worker.
 #[derive(Debug)]
@@ -157,8 +157,8 @@ pub(crate) struct Open {
     pub(crate) heard_at: Nanos,
     /// What there is about other sessions of its key, if it holds it.
     pub(crate) rival: Option<Rival>,
-    /// What was last seen of it while it owed an answer.
-    pub(crate) look: Look,
+    /// How it takes what is sent to it.
+    pub(crate) stall: Stall,
     /// That of its entry in the directory.
     pub(crate) generation: u64,
     /// How its receives come.

@@ -90,7 +90,7 @@ pub(crate) enum DeadReason {
     #[error(transparent)]
     Smux(smux::DeadReason),
     /// It sends, and takes nothing.
-    #[error("a ping unanswered, and nothing taken of what was sent to it, for {} s", limits::UNANSWERED_LOOK_NS / limits::SECOND_NS)]
+    #[error("it took nothing of what was sent to it for {} s", limits::STALL_TIMEOUT_NS / limits::SECOND_NS)]
     TakesNothing,
     /// The peer proved its key and never said anything: clients ping at once, or every 30 s at least (dmsg-wire 5.6, 15).
     #[error("not a byte since the handshake")]
@@ -324,12 +324,6 @@ impl Mux {
         if let Self::Yamux(session, _) = self {
             session.ping(now);
         }
-    }
-
-    /// Since when the oldest ping waits for its answer. None: there is none; smux knows no answers.
-    pub(crate) fn unanswered_since(&self) -> Option<Nanos> {
-        let Self::Yamux(session, _) = self else { return None };
-        session.unanswered_since()
     }
 
     /// The next round trip that a ping measured, in nanoseconds.

@@ -81,6 +81,7 @@ impl<D: Driver> Worker<D> {
         session.sending_since = now;
         let socket = session.socket;
         self.counters.count(Counter::Sends);
+        self.watch_for_stall(key);
         self.driver.send(socket, gather);
         // Answers that are due may have deadlines of their own now: acknowledgements, FINs.
         self.arm_session_timer(key);

@@ -71,12 +71,6 @@ impl<T: Copy> Session<T> {
         Some(oldest.asked_at.max(self.last_byte_at).saturating_add(self.config.reply_timeout_ns))
     }
 
-    /// Since when the oldest ping waits for its answer. None: all were answered.
-    #[must_use]
-    pub fn unanswered_since(&self) -> Option<u64> {
-        Some(self.pings.front()?.asked_at)
-    }
-
     fn open_deadline(&self) -> Option<u64> {
         let stream = self.streams.get(&self.waiting_for_ack.first()?)?;
         debug_assert!(stream.timer == Timer::Open, "only unacknowledged streams are in this list");
