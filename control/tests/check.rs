@@ -54,15 +54,46 @@ fn a_go_servers_file_is_checked_and_its_key_guarded() {
         ringwire(&["check", "--json", "--config", path.to_str().unwrap()])
     };
     let output = shown(0o644);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("chmod 600"), "{output:?}");
+    assert!(output.status.success(), "{output:?}");
+    let exposed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(exposed["warnings"][0].as_str().unwrap().contains("chmod 600"), "{exposed}");
     let output = shown(0o600);
     assert!(output.status.success(), "{output:?}");
     let settings: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(settings["warnings"], serde_json::json!([]));
     assert_eq!(settings["settings"]["listen"], "0.0.0.0:8081, [::]:8081");
     assert_eq!(settings["settings"]["public_key"].as_str().unwrap().len(), 66);
     let secret = vector["keys"][0]["secret_key"].as_str().unwrap();
     assert!(!text(&output.stdout).contains(secret));
+}
+
+#[test]
+fn a_wrong_log_filter_is_refused_in_a_file_and_named_in_the_environment() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("ringwire.toml");
+    std::fs::write(&path, "log = \"infos\"\n").unwrap();
+    for command in ["check", "run"] {
+        let output = ringwire(&[command, "--config", path.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1), "{command}");
+        let shown = text(&output.stderr);
+        assert!(shown.contains("ringwire.toml:1:7: `infos`") && shown.contains("use off, error"), "{shown}");
+    }
+    // A data plane that nobody starts: its log alone, at a level that it has from the environment.
+    let logged = |filter: &str| {
+        let state =
+            tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o700)).tempdir().unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_ringwire"))
+            .args(["dataplane", "--start-within", "1", "--state"])
+            .arg(state.path())
+            .env("RINGWIRE_LOG", filter)
+            .output()
+            .unwrap();
+        text(&output.stderr).to_owned()
+    };
+    let wrong = logged("infos");
+    assert!(wrong.contains("RINGWIRE_LOG") && wrong.contains("`infos`"), "{wrong}");
+    assert!(wrong.contains("waiting for a control plane"), "at info: {wrong}");
+    assert!(!logged("").contains("waiting for"), "empty is the default");
 }
 
 #[test]

@@ -348,10 +348,11 @@ async fn a_go_servers_file_makes_this_that_server_and_flags_are_stronger() {
         "discovery": host.local_url(),
         "public_address": "127.0.0.1:7",
         "local_address": "127.0.0.1:0",
-        "health_endpoint_address": "127.0.0.1:0",
-        "log_level": "error",
+        "health_endpoint_address": ":0",
+        "log_level": "ERROR",
         "update_interval": 0,
         "max_sessions": 3,
+        "peers": [],
     });
     std::fs::write(&path, text.to_string()).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -369,7 +370,13 @@ async fn a_go_servers_file_makes_this_that_server_and_flags_are_stronger() {
     until("registered", async || room(&discovery, secret.public_key()).await == Some(9)).await;
     let entry = discovery.entry(&secret.public_key()).await.unwrap();
     assert_eq!(entry.server.unwrap().address, "127.0.0.1:7");
-    assert!(get(&planes, "/health").await.contains(&secret.public_key().to_string()));
+    // A port alone is that of both families.
+    let port = planes.ready["http"].as_str().unwrap().rsplit_once(':').unwrap().1.to_owned();
+    for host in ["127.0.0.1", "[::1]"] {
+        let health =
+            reqwest::get(format!("http://{host}:{port}/health")).await.unwrap().text().await.unwrap();
+        assert!(health.contains(&secret.public_key().to_string()), "{host}: {health}");
+    }
     drop(planes);
 
     std::fs::write(&path, "lisen = \"127.0.0.1:1\"\n").unwrap();

@@ -37,7 +37,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.settings {
         list(arguments.json)?;
     }
-    let named = arguments.config.as_deref().map(File::read).transpose()?.map(|file| named(&file));
+    let file = arguments.config.as_deref().map(File::read).transpose()?;
+    let warnings = file.as_ref().map_or(&[][..], |file| &file.warnings);
+    let named = file.as_ref().map(named);
     let standing = match &arguments.state {
         Some(directory) => Some((directory, State::locate(Some(directory.clone()))?.look()?)),
         None => None,
@@ -47,6 +49,7 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         if let Some(named) = named {
             let settings = named.into_iter().map(|(name, value)| (name.to_owned(), value.into()));
             report.insert("settings".to_owned(), serde_json::Value::Object(settings.collect()));
+            report.insert("warnings".to_owned(), warnings.into());
         }
         if let Some((directory, key)) = standing {
             let key = key.map(|key| key.to_string());
@@ -61,6 +64,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
         text.push_str(&format!("{} is right. It names:\n", path.display()));
         for (name, value) in named {
             text.push_str(&format!("  {name:<18} {value}\n"));
+        }
+        for warning in warnings {
+            text.push_str(&format!("warning: {warning}\n"));
         }
     }
     if let Some((directory, key)) = standing {
@@ -109,6 +115,7 @@ fn named(file: &File) -> Vec<(&'static str, String)> {
         proxy_from,
         log,
         secret_key,
+        warnings: _,
     } = file;
     fn joined<T: ToString>(values: &[T]) -> String {
         values.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
@@ -133,7 +140,7 @@ fn named(file: &File) -> Vec<(&'static str, String)> {
         ("half_open_max", half_open_max.map(|number| number.to_string())),
         ("sessions_per_address", sessions_per_address.map(|number| number.to_string())),
         ("proxy_from", proxy_from.as_deref().map(joined)),
-        ("log", log.clone()),
+        ("log", log.as_ref().map(ToString::to_string)),
         // Of the key nothing but what everybody may know.
         ("public_key", secret_key.as_ref().map(|key| key.secret().public_key().to_string())),
     ];

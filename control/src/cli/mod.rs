@@ -17,6 +17,7 @@ mod show;
 mod signals;
 mod systemd;
 
+use std::ffi::OsStr;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ use ringwire_proto::noise::Hybrid;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::HybridSetting;
+use crate::config::{HybridSetting, LogFilter};
 use crate::supervise::LOG_VARIABLE;
 
 /// Forwarding plane for Skywire.
@@ -45,7 +46,7 @@ use crate::supervise::LOG_VARIABLE;
 
 Environment:
   RINGWIRE_STATE   directory of the key and of the note a running server leaves
-  RINGWIRE_LOG     log filter, such as info, debug or ringwire_dataplane=trace (default: warn)
+  RINGWIRE_LOG     log filter, such as info, debug or warn,ringwire_dataplane=trace (default: warn)
 
 Exit codes: 0 done, 1 failed, 2 not understood, 3 (status) one plane is missing."
 )]
@@ -175,9 +176,18 @@ pub fn main() -> ExitCode {
 /// Starts the log on the error output. With `never_wait` lines go through a bounded queue and are dropped when nobody takes
 /// them: a worker must not wait for whoever reads our errors. Keep what is returned; it writes out what is queued.
 /// The environment is stronger than the filter `named` in a configuration.
-fn start_log(never_wait: bool, named: Option<String>) -> Option<WorkerGuard> {
-    let usual = named.unwrap_or_else(|| "warn".to_owned());
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(usual));
+fn start_log(never_wait: bool, named: Option<LogFilter>) -> Option<WorkerGuard> {
+    let environment = std::env::var_os(LOG_VARIABLE);
+    let (filter, fault) =
+        LogFilter::chosen(environment.as_deref().map(OsStr::to_string_lossy).as_deref(), named);
+    let guard = start_filtered(never_wait, filter.directives());
+    if let Some(fault) = fault {
+        tracing::warn!("{LOG_VARIABLE}: {fault}. Logging at info");
+    }
+    guard
+}
+
+fn start_filtered(never_wait: bool, filter: EnvFilter) -> Option<WorkerGuard> {
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     // Fails only when a subscriber is set already: then that one is meant.
     let log = tracing_subscriber::fmt()

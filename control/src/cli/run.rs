@@ -123,6 +123,9 @@ struct Ready<'a> {
 pub(super) fn run(arguments: &Arguments, settings: &File) -> anyhow::Result<ExitCode> {
     // Sockets and files of this process are its user's alone from their first moment on.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
     let state = State::locate(arguments.state.clone())?;
     state.prepare()?;
     let _lock = Lock::take(&state)?;
@@ -338,7 +341,8 @@ impl Arguments {
         };
         let layout = ringwire_ipc::LAYOUT_HASH;
         // What the environment names is stronger, and is the child's as it is ours.
-        let log = file.log.clone().filter(|_| std::env::var_os(LOG_VARIABLE).is_none());
+        let is_named = std::env::var_os(LOG_VARIABLE).is_some_and(|text| !text.is_empty());
+        let log = file.log.as_ref().filter(|_| !is_named).map(ToString::to_string);
         Ok(Wanted { state: state.clone(), key, settings, program, layout, log })
     }
 }

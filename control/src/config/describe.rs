@@ -152,9 +152,9 @@ pub const SETTINGS: &[SettingHelp] = &[
     },
     SettingHelp {
         name: "log",
-        values: "filter, such as info or ringwire_dataplane=debug",
+        values: "off, error, warn, info, debug or trace; of a part: warn,ringwire_dataplane=debug",
         default: "warn",
         live: false,
-        help: "What is logged; RINGWIRE_LOG is stronger.",
+        help: "What is logged; RINGWIRE_LOG is stronger. Empty is the default.",
     },
 ];

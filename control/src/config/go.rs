@@ -1,18 +1,20 @@
 //! The Go server's configuration of 2024, read as it is (control-plane 1.1; vector `dmsg-server-config-2024.json`).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
 use std::sync::Arc;
 
 use ringwire_proto::identity::{PublicKey, SecretKey};
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-use super::{ConfigError, File, FileKey};
+use super::{ConfigError, File, FileKey, LogFilter};
 
-/// Field by field what the Go server writes.
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+/// Field by field what the Go server writes. It takes any file that names these with the right types, whatever their case; a member
+/// that is `null` is as good as absent, and names it does not know are passed over.
+#[derive(Default)]
 struct GoFile {
     public_key: String,
     secret_key: String,
@@ -24,6 +26,135 @@ struct GoFile {
     /// Nanoseconds; 0: the default.
     update_interval: i64,
     max_sessions: Option<i64>,
+    /// Names of the others.
+    unused: Vec<String>,
+}
+
+/// The names above.
+const NAMES: [&str; 9] = [
+    "public_key",
+    "secret_key",
+    "discovery",
+    "public_address",
+    "local_address",
+    "health_endpoint_address",
+    "log_level",
+    "update_interval",
+    "max_sessions",
+];
+
+/// What the Go servers of 2026 know and this one does not do (yet): for what would be missed, what to do instead.
+const WITHOUT_EFFECT: [(&str, &str); 23] = [
+    ("accept_peer_announcements", ""),
+    ("accepted_peer_pks", ""),
+    ("announce_as_peer", ""),
+    ("auth_passphrase", ""),
+    ("config_path", ""),
+    ("disable_wt", ""),
+    ("discovery_dmsg", "discoveries are asked over HTTP: name one in `discovery`"),
+    (
+        "dmsg",
+        "its discoveries are not registered at: name one in `discovery`, and `public_address` beside it",
+    ),
+    ("enable_route_setup", ""),
+    ("max_peer_links", ""),
+    ("max_relayed_streams", ""),
+    ("metrics_addr", "`/metrics` answers on `health_endpoint_address`"),
+    ("peers", ""),
+    ("pprof_addr", ""),
+    ("pprof_mode", ""),
+    ("public_address_v6", "one address is advertised, that of `public_address`"),
+    ("public_address_ws", ""),
+    ("public_address_wt", ""),
+    ("reject_relayed_requests", ""),
+    ("ws_address", ""),
+    ("ws_tls_address", ""),
+    ("wss_domain_suffix", ""),
+    ("wt_address", ""),
+];
+
+/// Names without effect that are told one by one; of a file with more the rest is a number.
+const TOLD_MAX: usize = 32;
+
+impl<'de> Deserialize<'de> for GoFile {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Members)
+    }
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = GoFile;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("the settings of a Go server")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<GoFile, A::Error> {
+        let mut go = GoFile::default();
+        while let Some(name) = map.next_key::<String>()? {
+            let place = match name.to_ascii_lowercase().as_str() {
+                "public_key" => &mut go.public_key,
+                "secret_key" => &mut go.secret_key,
+                "discovery" => &mut go.discovery,
+                "public_address" => &mut go.public_address,
+                "local_address" => &mut go.local_address,
+                "health_endpoint_address" => &mut go.health_endpoint_address,
+                "log_level" => &mut go.log_level,
+                "update_interval" => {
+                    go.update_interval = map.next_value::<Option<i64>>()?.unwrap_or(go.update_interval);
+                    continue;
+                }
+                "max_sessions" => {
+                    go.max_sessions = map.next_value::<Option<i64>>()?.or(go.max_sessions);
+                    continue;
+                }
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    go.unused.push(name);
+                    continue;
+                }
+            };
+            if let Some(text) = map.next_value::<Option<String>>()? {
+                // A key that is named twice is the later one; the first must not stay behind in memory.
+                drop(Zeroizing::new(std::mem::replace(place, text)));
+            }
+        }
+        Ok(go)
+    }
+}
+
+/// What to say of names without effect.
+fn warnings(path: &Path, unused: &[String]) -> Vec<String> {
+    let path = path.display();
+    let mut said: Vec<String> = unused
+        .iter()
+        .take(TOLD_MAX)
+        .map(|name| {
+            let known = name.to_ascii_lowercase();
+            match WITHOUT_EFFECT.iter().find(|(without, _)| *without == known) {
+                Some((_, "")) => format!("{path}: `{name}` has no effect here yet"),
+                Some((_, instead)) => format!("{path}: `{name}` has no effect here yet; {instead}"),
+                None => {
+                    let shown = name.escape_debug();
+                    let nearest = NAMES.iter().min_by_key(|ours| strsim::damerau_levenshtein(ours, &known));
+                    let meant =
+                        nearest.filter(|ours| strsim::damerau_levenshtein(ours, &known) <= ours.len() / 3);
+                    match meant {
+                        Some(ours) => {
+                            format!("{path}: `{shown}` is unknown and has no effect. Did you mean `{ours}`?")
+                        }
+                        None => format!("{path}: `{shown}` is unknown and has no effect"),
+                    }
+                }
+            }
+        })
+        .collect();
+    if let Some(rest) = unused.len().checked_sub(TOLD_MAX).filter(|rest| *rest > 0) {
+        said.push(format!("{path}: {rest} further names have no effect"));
+    }
+    said
 }
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
@@ -49,14 +180,14 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
             cure: "Correct the value, or remove the key".into(),
         }
     };
-    let mut file = File::default();
+    let mut file = File { warnings: warnings(path, &go.unused), ..File::default() };
     let secret_key = Zeroizing::new(std::mem::take(&mut go.secret_key));
     if !secret_key.is_empty() {
         let secret =
             SecretKey::from_hex(&secret_key).map_err(|error| wrong("secret_key", error.to_string()))?;
-        if !go.public_key.is_empty()
-            && PublicKey::parse_text(&go.public_key).ok().flatten() != Some(secret.public_key())
-        {
+        // Zeros are no key, as nothing is none.
+        let named = PublicKey::parse_text(&go.public_key);
+        if !matches!(named, Ok(None)) && named.ok().flatten() != Some(secret.public_key()) {
             return Err(wrong(
                 "public_key",
                 format!("it does not belong to the secret key, {} does", secret.public_key()),
@@ -102,28 +233,52 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     Ok(file)
 }
 
-/// What Go means by an address without a host: every one of both families.
+/// What Go listens on: without a host, and with `[::]`, every address of both families; of a host with a name its first address of
+/// IPv4, or its first.
 fn listen(text: &str) -> Result<Vec<SocketAddr>, String> {
-    let Some(port) = text.strip_prefix(':') else {
-        return text.parse().map(|address| vec![address]).map_err(|_| {
-            format!("`{text}` is no address: write it like :8081, 127.0.0.1:8081 or [::]:8081")
-        });
+    let wrong = || format!("`{text}` is no address: write it like :8081, 127.0.0.1:8081 or [::]:8081");
+    let both = |port| {
+        vec![
+            SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+            SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+        ]
     };
-    let port = port.parse().map_err(|_| format!("`{text}` is no port"))?;
-    Ok(vec![
-        SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
-        SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
-    ])
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        let is_every = address.ip() == Ipv6Addr::UNSPECIFIED;
+        return Ok(if is_every { both(address.port()) } else { vec![address] });
+    }
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    if host.is_empty() {
+        return Ok(both(port));
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(vec![SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)]);
+    }
+    if !host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c)) {
+        return Err(wrong());
+    }
+    let unknown = |reason: &dyn fmt::Display| {
+        format!(
+            "`{host}` is no host that this machine knows ({reason}): name an address of this machine, or a port alone, :{port}"
+        )
+    };
+    let found: Vec<SocketAddr> = (host, port).to_socket_addrs().map_err(|error| unknown(&error))?.collect();
+    let first = found.iter().find(|address| address.is_ipv4()).or(found.first());
+    first.map(|address| vec![*address]).ok_or_else(|| unknown(&"it has no address"))
 }
 
 /// Levels of the Go logger as ours.
-fn log(level: &str) -> Result<String, String> {
-    match level {
-        "trace" | "debug" | "info" | "error" => Ok(level.to_owned()),
-        "warn" | "warning" => Ok("warn".to_owned()),
-        "fatal" | "panic" => Ok("error".to_owned()),
-        other => Err(format!("`{other}` is no level: use trace, debug, info, warn or error")),
-    }
+fn log(level: &str) -> Result<LogFilter, String> {
+    let ours = match level.to_ascii_lowercase().as_str() {
+        "trace" => "trace",
+        "debug" => "debug",
+        "info" | "notice" => "info",
+        "warn" | "warning" => "warn",
+        "error" | "fatal" | "critical" | "panic" => "error",
+        _ => return Err(format!("`{level}` is no level: use trace, debug, info, warn or error")),
+    };
+    ours.parse()
 }
 
 /// Line and column of a key in the text, from 1.
@@ -158,21 +313,102 @@ mod tests {
         assert_eq!(listen, ["0.0.0.0:8081".parse().unwrap(), "[::]:8081".parse().unwrap()]);
         assert_eq!(file.discovery.unwrap()[0].as_str(), "http://dmsgd.skywire.skycoin.com");
         assert_eq!(file.public_address.unwrap().to_string(), "127.0.0.1:8081");
-        assert_eq!(file.http_listen.unwrap().port(), 8082);
+        assert_eq!(file.http_listen.unwrap(), "[::]:8082".parse().unwrap());
+        assert!(file.warnings.is_empty(), "{:?}", file.warnings);
         assert_eq!(
-            (file.log.as_deref(), file.max_sessions, file.update_interval_s),
-            (Some("info"), Some(2048), None)
+            (file.log, file.max_sessions, file.update_interval_s),
+            (Some("info".parse().unwrap()), Some(2048), None)
         );
         let minute = parse(&of_vector("one_minute_update_interval_utf8")).unwrap();
         assert_eq!(minute.update_interval_s, Some(60));
+    }
+
+    /// What Go servers are run with and this one takes, too: what is read otherwise than from the generated file, and what is said.
+    #[test]
+    fn what_go_takes_is_taken() {
+        let good = of_vector("default_config_file_utf8");
+        let both = "[0.0.0.0:8081, [::]:8081]";
+        let with = |member: &str| good.replacen('{', &format!("{{\n\t{member},"), 1);
+        let of = |name: &str, value: &str| {
+            let start = good.find(&format!("\"{name}\"")).unwrap();
+            let end = start + good[start..].find([',', '}']).unwrap();
+            [&good[..start], &format!("\"{name}\": {value}"), &good[end..]].concat()
+        };
+        for (text, listen, level, said) in [
+            (of("log_level", "\"INFO\""), both, "info", vec![]),
+            (of("log_level", "\"Warning\""), both, "warn", vec![]),
+            (of("log_level", "\"notice\""), both, "info", vec![]),
+            (of("log_level", "\"critical\""), both, "error", vec![]),
+            (of("log_level", "\"\""), both, "", vec![]),
+            (of("log_level", "null"), both, "", vec![]),
+            (of("max_sessions", "null"), both, "info", vec![]),
+            (of("update_interval", "null"), both, "info", vec![]),
+            (of("public_key", "\"000000\""), both, "info", vec![]),
+            (of("local_address", "\"localhost:8081\""), "[127.0.0.1:8081]", "info", vec![]),
+            (of("local_address", "\"[::]:8081\""), both, "info", vec![]),
+            (of("public_address", "\"my_relay.example:8081\""), both, "info", vec![]),
+            (good.replace("local_address", "Local_Address"), both, "info", vec![]),
+            (
+                with("\"enable_route_setup\": true"),
+                both,
+                "info",
+                vec!["`enable_route_setup` has no effect here yet"],
+            ),
+            (
+                with("\"discovery_dmsg\": null"),
+                both,
+                "info",
+                vec!["`discovery_dmsg` has no effect here yet; "],
+            ),
+            (
+                with("\"public_address_v6\": \"[2001:db8::1]:8081\""),
+                both,
+                "info",
+                vec!["`public_address_v6` has"],
+            ),
+            (
+                with("\"peers\": [{\"a\": {}}], \"max_peer_links\": 5"),
+                both,
+                "info",
+                vec!["`peers`", "`max_peer_links`"],
+            ),
+            (
+                with("\"dmsg\": [{\"discovery\": \"http://x\"}]"),
+                both,
+                "info",
+                vec!["`dmsg` has no effect here yet; "],
+            ),
+            (
+                with("\"max_session\": 5"),
+                both,
+                "info",
+                vec!["`max_session` is unknown", "Did you mean `max_sessions`?"],
+            ),
+            (with("\"comment\": \"mine\""), both, "info", vec!["`comment` is unknown and has no effect"]),
+        ] {
+            let file = parse(&text).unwrap_or_else(|error| panic!("{text}: {error}"));
+            assert_eq!(format!("{:?}", file.listen.unwrap()), listen, "{text}");
+            assert_eq!(file.log.map(|log| log.to_string()).unwrap_or_default(), level, "{text}");
+            assert_eq!(file.secret_key.unwrap().secret().public_key().to_string()[..6], *"038de3");
+            let warnings = file.warnings.join("\n");
+            assert_eq!(warnings.is_empty(), said.is_empty(), "{text}: {warnings}");
+            for words in said {
+                assert!(warnings.contains(words), "{words}: {warnings}");
+            }
+        }
+        let many: Vec<String> = (0..100).map(|number| format!("\"x{number}\": 1")).collect();
+        let warnings = parse(&with(&many.join(","))).unwrap().warnings;
+        assert_eq!(warnings.len(), TOLD_MAX + 1);
+        assert!(warnings[TOLD_MAX].contains("68 further"), "{warnings:?}");
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
         let good = of_vector("default_config_file_utf8");
         for (from, to, place, words) in [
-            ("max_sessions", "max_session", ":10:", "max_session"),
             ("2048", "-1", ":10:2:", "-1"),
+            (":8081\",\n\t\"health", "no host:80\",\n\t\"health", ":6:2:", "no host"),
+            ("2048", "\"many\"", ":10:", "many"),
             (":8081\",\n\t\"health", ":x\",\n\t\"health", ":6:2:", ":x"),
             ("info", "loud", ":8:2:", "loud"),
             ("038de3", "028de3", ":2:2:", "038de3"),

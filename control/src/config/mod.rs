@@ -6,6 +6,7 @@
 
 mod describe;
 mod go;
+mod log;
 mod value;
 
 use std::fs;
@@ -18,6 +19,7 @@ use ringwire_proto::identity::SecretKey;
 use serde::Deserialize;
 
 pub use describe::{SETTINGS, SettingHelp};
+pub use log::LogFilter;
 pub use value::{Driver, HostPort, HybridSetting, Network, Url};
 
 /// Longest configuration file, in bytes.
@@ -69,10 +71,13 @@ pub struct File {
     #[serde(deserialize_with = "value::one_or_many")]
     pub proxy_from: Option<Vec<Network>>,
     /// Log filter.
-    pub log: Option<String>,
+    pub log: Option<LogFilter>,
     /// The server's key, for files of the Go server, which carry it.
     #[serde(skip)]
     pub secret_key: Option<FileKey>,
+    /// What is accepted and should be known all the same, in sentences.
+    #[serde(skip)]
+    pub warnings: Vec<String>,
 }
 
 /// A secret key that a file carries. Compared by its public key, shown as nothing else.
@@ -152,14 +157,6 @@ pub enum ConfigError {
         /// What is wrong, and what to do.
         message: String,
     },
-    /// The file carries a secret key and others may read it.
-    #[error("{path} carries a secret key and has mode {mode:03o}: run `chmod 600 {path}`")]
-    Exposed {
-        /// Which.
-        path: PathBuf,
-        /// Its permissions.
-        mode: u32,
-    },
 }
 
 impl File {
@@ -179,18 +176,23 @@ impl File {
         if text.len() as u64 > FILE_LEN_MAX {
             return Err(ConfigError::TooLong { path: path.to_owned() });
         }
+        // Some editors mark their files.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
         if text.trim().is_empty() {
             return Err(ConfigError::Empty { path: path.to_owned() });
         }
         let file = if text.trim_start().starts_with('{') {
-            let file = go::parse(path, &text)?;
+            let mut file = go::parse(path, text)?;
             let mode = std::os::unix::fs::MetadataExt::mode(&metadata) & 0o777;
             if file.secret_key.is_some() && mode & 0o077 != 0 {
-                return Err(ConfigError::Exposed { path: path.to_owned(), mode });
+                let path = path.display();
+                file.warnings.push(format!(
+                    "{path} carries a secret key, and other users may use it (mode {mode:03o}): run `chmod 600 {path}`"
+                ));
             }
             file
         } else {
-            toml::from_str(&text).map_err(|error| toml_error(path, &text, &error))?
+            toml::from_str(text).map_err(|error| toml_error(path, text, &error))?
         };
         file.check(path)?;
         Ok(file)
@@ -221,6 +223,7 @@ impl File {
             proxy_from: over.proxy_from.or(self.proxy_from),
             log: over.log.or(self.log),
             secret_key: over.secret_key.or(self.secret_key),
+            warnings: [self.warnings, over.warnings].concat(),
         }
     }
 
@@ -355,7 +358,9 @@ mod tests {
         assert_eq!((file.handshake_threads, file.half_open_max), (Some(3), Some(100)));
         assert_eq!(file.sessions_per_address, Some(20));
         assert_eq!(file.proxy_from.unwrap()[1].to_string(), "2001:db8::/32");
-        assert_eq!(file.log.as_deref(), Some("info"));
+        assert_eq!(file.log, Some("info".parse().unwrap()));
+        assert_eq!(read("log = \"\"").unwrap().log, Some(LogFilter::default()));
+        assert_eq!(read("\u{feff}workers = 2").unwrap().workers, Some(2));
         assert_eq!(read("# nothing").unwrap(), File::default());
         let embedded = read("discovery_listen = \"127.0.0.1:9090\"").unwrap();
         assert_eq!(embedded.discovery_listen.unwrap().port(), 9090);
@@ -388,6 +393,7 @@ mod tests {
             ("public_address = \"relay\"", ":1:", ["relay", "8081"]),
             ("listen = []", ": listen:", ["empty", "name an address"]),
             ("proxy_from = \"10.0.0.0/99\"", ":1:", ["10.0.0.0/99", "10.0.0.0/8"]),
+            ("workers = 1\nlog = \"infos\"", ":2:7:", ["`infos`", "ringwire_dataplane=debug"]),
             ("half_open_max = 0", ": half_open_max:", ["nobody", "1 or more"]),
             ("workers = 0", ": workers:", ["1 to 64", "nproc"]),
             ("workers = 65", ": workers:", ["1 to 64", "nproc"]),

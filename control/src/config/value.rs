@@ -7,6 +7,8 @@ use std::str::FromStr;
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 
+use super::LogFilter;
+
 /// What moves the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -77,8 +79,7 @@ impl FromStr for HostPort {
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port: u16 = port.parse().map_err(|_| wrong())?;
         let is_v6 = host.starts_with('[') && host.ends_with(']');
-        let plain =
-            !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.');
+        let plain = !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
         if port == 0 || !(plain || is_v6 && text.parse::<SocketAddr>().is_ok()) {
             return Err(wrong());
         }
@@ -161,7 +162,7 @@ macro_rules! from_text {
     )+ };
 }
 
-from_text!(HostPort Network Url);
+from_text!(HostPort LogFilter Network Url);
 
 /// A value that may stand alone or in a list.
 pub(super) fn one_or_many<'de, T: Item, D: Deserializer<'de>>(
