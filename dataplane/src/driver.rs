@@ -37,6 +37,10 @@ pub trait Driver {
     /// Sends all of a gather; its completion hands the gather back. At most one per socket.
     fn send(&mut self, socket: SocketKey, gather: Box<Gather>);
 
+    /// From now on the kernel takes bytes of this connection only while fewer than `len` wait there to be sent: what is not with it can be
+    /// overtaken. For when the connection's rate has changed: it costs a system call.
+    fn hold_back(&mut self, socket: SocketKey, len: u32);
+
     /// How much of what was sent the peer's side has taken, if that can be told. Not for every turn: it may cost a system call.
     fn taken(&mut self, socket: SocketKey) -> Option<Taken>;
 

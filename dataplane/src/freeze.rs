@@ -28,7 +28,7 @@ use crate::holders::Name;
 use crate::lane::Lane;
 use crate::limits;
 use crate::prefix::Prefix;
-use crate::session::{CloseReason, Mux, Open, Phase, Purse, Rest, Rival, Session, Stall, Target};
+use crate::session::{CloseReason, Drain, Mux, Open, Phase, Purse, Rest, Rival, Session, Stall, Target};
 use crate::slab::{Key, Slab};
 use crate::team::{Dialling, Owes, StandIn, Team};
 use crate::worker::{Settings, Timer, Worker};
@@ -101,7 +101,7 @@ struct FrozenSession {
     outbox: Vec<u8>,
     closing: bool,
     accepted_at: Nanos,
-    gather_len_max: usize,
+    drain: Drain,
     peer: Vec<u8>,
     hybrid: bool,
     opened_at: Nanos,
@@ -557,7 +557,7 @@ fn freeze_session(session: Session, stands_by: bool, rest: Vec<u8>) -> Option<Fr
         outbox: session.outbox,
         closing: session.closing.is_some(),
         accepted_at: session.accepted_at,
-        gather_len_max: session.gather_len_max,
+        drain: session.drain,
         peer: open.peer.as_bytes().to_vec(),
         hybrid: open.hybrid,
         opened_at: open.opened_at,
@@ -608,7 +608,7 @@ fn thaw_session(frozen: FrozenSession, now: Nanos) -> Result<Session, FreezeErro
         Session::new(frozen.socket, frozen.peer_address, Phase::Open(Box::new(open)), frozen.accepted_at);
     session.outbox = frozen.outbox;
     session.closing = frozen.closing.then_some(CloseReason::Violation);
-    session.gather_len_max = frozen.gather_len_max;
+    session.drain = frozen.drain;
     Ok(session)
 }
 

@@ -87,8 +87,20 @@ pub const URGENT_QUEUE_LEN_MAX: usize = 2048;
 /// behind on a slow connection.
 pub const GATHER_TIME_NS: u64 = 20_000_000;
 
-/// Smallest gathered send on a slow connection, in bytes.
-pub const GATHER_LEN_MIN: usize = 16 * 1024;
+/// The rate is measured over so long, in nanoseconds: longer than the lumps in which acknowledgements come.
+pub const DRAIN_MEASURE_NS: u64 = 5 * GATHER_TIME_NS;
+
+/// Or over so many of the largest sends, on a fast connection.
+pub const DRAIN_MEASURE_SENDS: usize = 8;
+
+/// A connection that had nothing to send for so long was idle, in nanoseconds: its rate is measured anew.
+pub const DRAIN_GAP_NS: u64 = GATHER_TIME_NS / 4;
+
+/// Smallest gathered send on a slow connection, in bytes: two segments of Ethernet.
+pub const GATHER_LEN_MIN: usize = 2 * 1448;
+
+/// Largest gathered send of a connection whose rate is not known yet, in bytes. A fast one is at the maximum after four sends.
+pub const GATHER_LEN_START: usize = 16 * 1024;
 
 /// One receive takes at most this many bytes, so that one flow cannot empty the receive ring for the others.
 pub const RECEIVE_LEN_MAX: usize = 256 * 1024;
@@ -220,10 +232,6 @@ pub const BLOCKED_AFTER_NS: u64 = 2_000_000;
 
 /// Largest credit of one stream, in bytes: 16 MiB fill 1.3 Gbit/s over 100 ms.
 pub const STREAM_WINDOW_MAX: u32 = 16 * 1024 * 1024;
-
-/// `TCP_NOTSENT_LOWAT` on every session, in bytes: unsent data beyond it stays in our queues, where order and budgets
-/// apply, and not in the kernel's.
-pub const NOTSENT_LOWAT_LEN: u32 = 128 * 1024;
 
 /// Completions taken in one turn. Exhausting it is counted (`turn_budget_exhausted`); the rest waits for the next turn.
 pub const COMPLETIONS_PER_TURN_MAX: usize = 1024;

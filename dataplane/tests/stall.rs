@@ -1,4 +1,4 @@
-//! Slow readers live, and those who take nothing do not.
+//! Slow readers: they live, those who take nothing do not, and what is small does not wait behind what they have not taken.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod support;
@@ -13,10 +13,14 @@ use ringwire_dataplane::limits;
 use ringwire_proto::identity::SecretKey;
 use ringwire_proto::noise::Hybrid;
 use socket2::{Domain, Socket, Type};
-use support::drivers::on_each_driver;
+use support::drivers::{current, on_each_driver};
+use support::mux::MuxEvent;
 use support::{LIMIT, Peer, bridge, pattern, start_server};
 
-on_each_driver!(a_reader_of_8000_bytes_a_second_outlives_one_that_takes_nothing);
+on_each_driver!(
+    a_reader_of_8000_bytes_a_second_outlives_one_that_takes_nothing,
+    what_is_small_overtakes_bulk_on_a_slow_connection,
+);
 
 /// A client whose connection holds little.
 fn narrow(server: &Server) -> Peer {
@@ -73,4 +77,67 @@ fn a_reader_of_8000_bytes_a_second_outlives_one_that_takes_nothing() {
     stuck.wait_closed();
     // And all of it arrives.
     assert!(slow.read_exact(at_slow, 250_000) == pattern(1, 0, 250_000));
+}
+
+/// Reads what is due at a rate, in bytes per second, into the multiplexer; how much it was.
+fn read_paced(peer: &mut Peer, begun: Instant, rate: u128, read: &mut usize) {
+    let due = (begun.elapsed().as_micros() * rate / 1_000_000) as usize;
+    while *read < due {
+        let mut buffer = vec![0; due - *read];
+        match peer.socket.read(&mut buffer) {
+            Ok(0) => panic!("closed after {read} bytes"),
+            Ok(len) => {
+                *read += len;
+                let now = peer.now();
+                peer.mux.push(now, &buffer[..len]);
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return,
+            Err(error) => panic!("{error} after {read} bytes"),
+        }
+    }
+}
+
+/// 128 KiB waited in the kernel whatever the rate: 6 s on a connection of 20 kB/s.
+fn what_is_small_overtakes_bulk_on_a_slow_connection() {
+    const RATE: u128 = 100_000;
+    let server = start_server();
+    let (mut slow, mut source, mut dialler) =
+        (narrow(&server), Peer::connect(&server), Peer::connect(&server));
+    let bulk = pattern(1, 0, 250_000);
+    for _ in 0..4 {
+        let (stream, _) = bridge(&mut source, &mut slow);
+        source.write(stream, &bulk);
+    }
+    // Until the connection's rate is known.
+    let (begun, mut read) = (Instant::now(), 0);
+    while read < 400_000 {
+        std::thread::sleep(Duration::from_millis(20));
+        read_paced(&mut slow, begun, RATE, &mut read);
+        source.pump();
+    }
+    // A ping, and a dial of somebody else: how much of the bulk comes before each?
+    let dialled = dialler.open();
+    let request = dialler.request(slow.key);
+    let signed = dialler.sign(&request);
+    dialler.write_object(dialled, &signed);
+    let now = slow.now();
+    slow.mux.ping(now);
+    slow.transmit();
+    let (asked_at, mut pong_after, mut dial_after) = (read, None, None);
+    while pong_after.is_none() || dial_after.is_none() {
+        assert!(begun.elapsed() < LIMIT, "pong after {pong_after:?} bytes, dial after {dial_after:?}");
+        std::thread::sleep(Duration::from_millis(5));
+        read_paced(&mut slow, begun, RATE, &mut read);
+        source.pump();
+        dialler.pump();
+        if slow.events().iter().any(|event| matches!(event, MuxEvent::PingAnswered { .. })) {
+            pong_after.get_or_insert(read - asked_at);
+        }
+        if slow.mux.accept().is_some() {
+            dial_after.get_or_insert(read - asked_at);
+        }
+    }
+    println!("{:?}: pong after {pong_after:?} bytes, dial after {dial_after:?}", current());
+    // What its kernel holds already, and a little of ours.
+    assert!(pong_after.unwrap() < 40_000 && dial_after.unwrap() < 40_000, "{pong_after:?}, {dial_after:?}");
 }

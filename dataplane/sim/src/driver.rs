@@ -651,6 +651,9 @@ impl Driver for SimDriver {
         self.submitted.push(Operation::Send(socket));
     }
 
+    /// The emulated send buffer is what the plan says.
+    fn hold_back(&mut self, _socket: SocketKey, _len: u32) {}
+
     fn taken(&mut self, socket: SocketKey) -> Option<Taken> {
         let wire = self.slot(socket)?.wire?;
         let (len, is_all) = self.world.wires[wire].duplex.acknowledged(Side::B);

@@ -39,7 +39,7 @@ use crate::driver::{
     Batch, Completion, Driver, DriverError, Gather, Nanos, ReceiveEnd, SocketKey, Taken, Wait,
 };
 use crate::limits;
-use crate::ring::{Pool, taken};
+use crate::ring::{Pool, hold_back, taken};
 use crate::slab::Slab;
 use crate::waker::{WakeEvent, Waker};
 use socket::Socket;
@@ -304,6 +304,12 @@ impl Driver for PollDriver {
         state.want_send(gather);
         if let Some((gather, outcome)) = state.send(&self.pool, &mut self.slices) {
             self.local.push_back(Completion::Sent { socket, gather, outcome });
+        }
+    }
+
+    fn hold_back(&mut self, socket: SocketKey, len: u32) {
+        if let Some(socket) = self.sockets.find(socket) {
+            hold_back(socket.descriptor(), len);
         }
     }
 

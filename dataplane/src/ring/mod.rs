@@ -19,5 +19,5 @@ pub use pool::{Filled, PAGES_PER_FILL_MAX, Pool, Span};
 #[cfg(test)]
 pub(crate) use probe::refusal;
 pub use probe::{Features, probe};
-pub(crate) use taken::taken;
+pub(crate) use taken::{hold_back, taken};
 pub use uring::UringDriver;

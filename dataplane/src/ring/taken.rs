@@ -37,6 +37,11 @@ pub(crate) fn taken(socket: BorrowedFd<'_>) -> Option<Taken> {
     Some(Taken { len, is_all: unacked == 0 && notsent == 0 })
 }
 
+/// See [`Driver::hold_back`](crate::driver::Driver::hold_back). An error is of a connection that is over, which is told elsewhere.
+pub(crate) fn hold_back(socket: BorrowedFd<'_>, len: u32) {
+    socket2::SockRef::from(&socket).set_tcp_notsent_lowat(len).ok();
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{ErrorKind, Read, Write};

@@ -13,7 +13,7 @@ use super::buffers::ReceiveRing;
 use super::op::{self, Kind, Token};
 use super::pool::Pool;
 use super::probe::{self, Features};
-use super::taken::taken;
+use super::taken::{hold_back, taken};
 use crate::clock::monotonic;
 use crate::driver::{
     Batch, Completion, Driver, DriverError, Gather, Nanos, Part, ReceiveEnd, SocketKey, Taken, Wait,
@@ -394,6 +394,12 @@ impl Driver for UringDriver {
         let Some(descriptor) = slot.descriptor.as_ref().map(AsRawFd::as_raw_fd) else { return };
         let entry = op::send(descriptor, message, Token::new(Kind::Send, socket.index, socket.generation));
         self.push(&entry);
+    }
+
+    fn hold_back(&mut self, socket: SocketKey, len: u32) {
+        if let Some(descriptor) = self.slot(socket).and_then(|slot| slot.descriptor.as_ref()) {
+            hold_back(descriptor.as_fd(), len);
+        }
     }
 
     fn taken(&mut self, socket: SocketKey) -> Option<Taken> {

@@ -22,6 +22,7 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use super::StartError;
 use crate::families::ipv4_instead;
 use crate::limits;
+use crate::session::HELD_BACK_START;
 
 /// See the module's head.
 #[derive(Debug)]
@@ -173,7 +174,7 @@ fn listen(address: SocketAddr, beside: bool) -> Result<(Socket, SocketAddr), Sta
             socket.set_only_v6(true)?;
         }
         socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_notsent_lowat(limits::NOTSENT_LOWAT_LEN)?;
+        socket.set_tcp_notsent_lowat(HELD_BACK_START)?;
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))?;
         socket.bind(&address.into())?;
         socket.listen(limits::LISTEN_BACKLOG)?;

@@ -4,6 +4,7 @@
 //! and in [`outbound`] (bytes out). A session belongs to one worker, so there is no lock anywhere.
 
 mod crowd;
+mod drain;
 mod handshake;
 mod inbound;
 mod life;
@@ -28,6 +29,7 @@ use crate::limits;
 use crate::slab::Key;
 
 pub(crate) use crowd::Crowd;
+pub(crate) use drain::{Drain, HELD_BACK_START};
 pub use life::CloseReason;
 pub(crate) use mux::{Frame, Mux};
 pub(crate) use rival::{ContestedDial, Rival};
@@ -51,8 +53,8 @@ pub(crate) struct Session {
     pub(crate) sending: bool,
     /// Since when.
     pub(crate) sending_since: Nanos,
-    /// Largest gathered send, in bytes: follows the connection's drain rate.
-    pub(crate) gather_len_max: usize,
+    /// How fast it drains, and so how much is sent at a time.
+    pub(crate) drain: Drain,
     /// It is in the worker's list of sessions that have something to send.
     pub(crate) marked: bool,
     /// Bytes outside the multiplexer, to be sent first: handshake messages, a last go-away.
@@ -207,7 +209,7 @@ impl Session {
             unread: false,
             sending: false,
             sending_since: 0,
-            gather_len_max: limits::GATHER_LEN_MAX,
+            drain: Drain::default(),
             marked: false,
             outbox: Vec::new(),
             closing: None,

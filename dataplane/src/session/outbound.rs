@@ -52,7 +52,7 @@ impl<D: Driver> Worker<D> {
         if session.sending || self.freezing {
             return;
         }
-        let len_max = session.gather_len_max;
+        let len_max = session.drain.gather_len_max();
         let mut gather = self.spare_gathers.pop().unwrap_or_default();
         if !session.outbox.is_empty() {
             gather.push_header(&session.outbox);
@@ -79,6 +79,7 @@ impl<D: Driver> Worker<D> {
         }
         session.sending = true;
         session.sending_since = now;
+        session.drain.begin(now);
         let socket = session.socket;
         self.counters.count(Counter::Sends);
         self.watch_for_stall(key);
@@ -204,8 +205,9 @@ impl<D: Driver> Worker<D> {
                 let now = self.driver.now();
                 if let Some(session) = self.sessions.find_mut(key) {
                     session.sending = false;
-                    session.gather_len_max =
-                        next_gather_len(session.gather_len_max, gather.len(), now - session.sending_since);
+                    if let Some(len) = session.drain.sent(now, gather.len()) {
+                        self.driver.hold_back(socket, len);
+                    }
                     if let Some(open) = session.open_mut() {
                         open.purse.earn_sent(gather.shares().len(), gather.len());
                     }
@@ -268,35 +270,5 @@ impl<D: Driver> Worker<D> {
         if self.spare_gathers.len() < limits::SPARE_GATHERS_MAX {
             self.spare_gathers.push(gather);
         }
-    }
-}
-
-/// The size of the next gathered send after one of `len` bytes took `elapsed` nanoseconds: what the connection drains in
-/// `GATHER_TIME_NS`. A send that was taken at once says nothing about the rate, so the size grows again.
-fn next_gather_len(current: usize, len: usize, elapsed: u64) -> usize {
-    if elapsed < limits::GATHER_TIME_NS / 4 {
-        return (current * 2).min(limits::GATHER_LEN_MAX);
-    }
-    let drained = (len as u128 * u128::from(limits::GATHER_TIME_NS) / u128::from(elapsed)) as usize;
-    // Halfway, so that one odd send decides little.
-    (current.midpoint(drained)).clamp(limits::GATHER_LEN_MIN, limits::GATHER_LEN_MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sends_shrink_to_what_a_slow_connection_drains_and_grow_back() {
-        let mut len = limits::GATHER_LEN_MAX;
-        for _ in 0..20 {
-            // 400 KB/s.
-            len = next_gather_len(len, len, len as u64 * limits::SECOND_NS / 400_000);
-        }
-        assert_eq!(len, limits::GATHER_LEN_MIN);
-        for _ in 0..5 {
-            len = next_gather_len(len, len, 20_000);
-        }
-        assert_eq!(len, limits::GATHER_LEN_MAX);
     }
 }

@@ -239,6 +239,11 @@ impl Peer {
         self.flush();
     }
 
+    /// Sends what there is to send, and reads nothing.
+    pub fn transmit(&mut self) {
+        self.send(false);
+    }
+
     /// Likewise, but what the server does not take stays for the next time: for a thread that has several peers, one of which
     /// may have to read before the server takes more from another (an smux 1 session is stopped as a whole, dmsg-wire 6).
     pub fn pump_without_waiting(&mut self) {
