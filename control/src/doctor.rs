@@ -4,15 +4,15 @@
 //! Nothing is changed; everything is looked at by trying or reading, within a few seconds.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, SystemTime};
 
 use ringwire_dataplane::memory::{self, Room};
 use ringwire_dataplane::{limits, ring};
 use serde::Serialize;
 
-use crate::config::Url;
+use crate::config::{ConfigError, Url};
 use crate::state::{State, StateError};
+use crate::validation::{Found, Place, Problem};
 
 /// How long a question to a discovery may take.
 const DISCOVERY_LIMIT: Duration = Duration::from_secs(5);
@@ -93,29 +93,37 @@ pub fn state(state: Result<State, StateError>) -> Finding {
             "state",
             format!("{}: can be used; a key is made at the first start", state.directory().display()),
         ),
-        Err(error) => {
-            let cure = "A server would not start, with the same words.";
-            Finding::bad("state", Level::Failure, error.to_string(), cure)
-        }
+        Err(error) => Finding::bad("state", Level::Failure, error.to_string(), NO_START),
     }
 }
 
-/// Whether a server could listen here.
-pub fn listen(address: SocketAddr) -> Finding {
-    match TcpListener::bind(address) {
-        Ok(_) => Finding::good("listen", format!("{address} is free")),
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Finding::bad(
-            "listen",
-            Level::Warning,
-            format!("{address} is taken"),
-            "If that is your server, all is well (`ringwire status`); else choose another with --listen.",
-        ),
-        Err(error) => Finding::bad(
-            "listen",
-            Level::Failure,
-            format!("{address}: {error}"),
-            "Choose an address of this machine (`ip address`), and a port above 1023 without CAP_NET_BIND_SERVICE.",
-        ),
+/// A configuration that cannot be read.
+pub fn configuration(error: &ConfigError) -> Finding {
+    Finding::bad("configuration", Level::Failure, error.to_string(), NO_START)
+}
+
+/// What a server would refuse of its settings.
+pub fn settings(problems: &[Problem]) -> Vec<Finding> {
+    if problems.is_empty() {
+        return vec![Finding::good("settings", "they go together")];
+    }
+    let finding =
+        |problem: &Problem| Finding::bad(problem.setting, Level::Failure, &problem.message, NO_START);
+    problems.iter().map(finding).collect()
+}
+
+/// What is said where the cure is in what was found.
+const NO_START: &str = "A server would not start, with the same words.";
+
+/// Whether a server could listen there.
+pub fn place(place: &Place) -> Finding {
+    let Place { setting, address, found } = place;
+    match found {
+        Found::Free => Finding::good(setting, format!("{address} is free")),
+        Found::Own(pid) => {
+            Finding::good(setting, format!("this server listens on {address} (process {pid})"))
+        }
+        Found::Refused(refused) => Finding::bad(setting, Level::Failure, refused, NO_START),
     }
 }
 
@@ -284,6 +292,8 @@ fn number(path: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]
@@ -333,12 +343,12 @@ mod tests {
 
     #[test]
     fn an_address_that_is_taken_or_foreign_is_told() {
-        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = taken.local_addr().unwrap();
-        assert_eq!(listen(address).level, Level::Warning);
-        drop(taken);
-        assert_eq!(listen(address).level, Level::Good);
-        assert_eq!(listen("192.0.2.1:8081".parse().unwrap()).level, Level::Failure);
+        let found =
+            |found: Found| Place { setting: "listen", address: "192.0.2.1:8081".parse().unwrap(), found };
+        assert_eq!(place(&found(Found::Free)).level, Level::Good);
+        assert_eq!(place(&found(Found::Own(7))).level, Level::Good);
+        let finding = place(&found(Found::Refused("no interface has it".into())));
+        assert!(finding.level == Level::Failure && finding.found.contains("no interface"), "{finding:?}");
     }
 
     #[tokio::test]

@@ -29,3 +29,4 @@ pub mod services;
 pub mod state;
 pub mod supervise;
 pub mod throttle;
+pub mod validation;

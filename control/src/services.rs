@@ -221,13 +221,14 @@ impl Prepared {
     }
 }
 
-fn elsewhere(discoveries: &[DiscoveryClient]) -> Option<&str> {
+/// The first that is not on this machine.
+pub(crate) fn elsewhere(discoveries: &[DiscoveryClient]) -> Option<&str> {
     discoveries.iter().find(|discovery| !discovery.is_local()).map(DiscoveryClient::url)
 }
 
 /// The listener of the embedded discovery: where it is told; else on the loopback, since whoever opens the server to the world has
 /// not opened a discovery with it. There where it was before, so that clients which know its URL find it again; else on the
-/// usual port; else, when that is taken or the server's own port is a free one, on a free port.
+/// usual port; else, when that is taken or named for something else, or the server's own port is a free one, on a free port.
 async fn discovery_listener(
     settings: &ServiceSettings,
     listen: &[SocketAddr],
@@ -248,7 +249,10 @@ async fn discovery_listener(
         let before: SocketAddr = url.strip_prefix("http://")?.parse().ok()?;
         Some(before.port())
     });
-    for port in before.into_iter().chain([port]) {
+    let named = |port: &u16| {
+        *port != 0 && listen.iter().chain(&settings.http_listen).any(|address| address.port() == *port)
+    };
+    for port in before.into_iter().chain([port]).filter(|port| !named(port)) {
         if let Ok(listener) = bind(SocketAddr::new(ip, port)).await {
             return Ok(listener);
         }

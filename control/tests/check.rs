@@ -27,13 +27,13 @@ fn a_configuration_is_checked_without_starting_anything() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("ringwire.toml");
     let path = path.to_str().unwrap();
-    std::fs::write(path, "listen = \"127.0.0.1:8081\"\nhybrid = \"require\"\n").unwrap();
+    std::fs::write(path, "listen = \"127.0.0.1:0\"\nhybrid = \"require\"\n").unwrap();
     let output = ringwire(&["check", "--config", path]);
     assert!(output.status.success(), "{output:?}");
     assert!(text(&output.stdout).contains("hybrid") && text(&output.stdout).contains("require"));
     let output = ringwire(&["check", "--json", "--config", path]);
     let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert_eq!(shown["settings"]["listen"], "127.0.0.1:8081");
+    assert_eq!(shown["settings"]["listen"], "127.0.0.1:0");
 
     std::fs::write(path, "listen = \"127.0.0.1:8081\"\nhybird = \"require\"\n").unwrap();
     let output = ringwire(&["check", "--config", path]);
@@ -48,7 +48,14 @@ fn a_go_servers_file_is_checked_and_its_key_guarded() {
     let vector: Value = serde_json::from_str(include_str!("vectors/dmsg-server-config-2024.json")).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("config.json");
-    std::fs::write(&path, vector["default_config_file_utf8"].as_str().unwrap()).unwrap();
+    let mut go: Value = serde_json::from_str(vector["default_config_file_utf8"].as_str().unwrap()).unwrap();
+    // As somebody has it who has told where others reach it, on ports that are free.
+    for (name, value) in
+        [("public_address", "203.0.113.7:8081"), ("local_address", ":0"), ("health_endpoint_address", ":0")]
+    {
+        go[name] = value.into();
+    }
+    std::fs::write(&path, go.to_string()).unwrap();
     let shown = |mode| {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
         ringwire(&["check", "--json", "--config", path.to_str().unwrap()])
@@ -61,7 +68,7 @@ fn a_go_servers_file_is_checked_and_its_key_guarded() {
     assert!(output.status.success(), "{output:?}");
     let settings: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(settings["warnings"], serde_json::json!([]));
-    assert_eq!(settings["settings"]["listen"], "0.0.0.0:8081, [::]:8081");
+    assert_eq!(settings["settings"]["listen"], "0.0.0.0:0, [::]:0");
     assert_eq!(settings["settings"]["public_key"].as_str().unwrap().len(), 66);
     let secret = vector["keys"][0]["secret_key"].as_str().unwrap();
     assert!(!text(&output.stdout).contains(secret));

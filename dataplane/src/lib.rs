@@ -55,7 +55,7 @@ pub mod worker;
 
 pub use choice::{DriverChoice, UnknownDriver};
 pub use server::{
-    AttachError, Server, ServerConfig, StartError, StopError, Stuck, WorkerDescriptors, Workers,
+    AttachError, Held, Server, ServerConfig, StartError, StopError, Stuck, WorkerDescriptors, Workers, hold,
 };
 pub use session::{CloseReason, Share};
 pub use waker::{WakeEvent, Waker};

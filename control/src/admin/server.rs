@@ -361,7 +361,9 @@ async fn drain(Shared(admin): Shared<Admin>, Json(drain): Json<Drain>) -> Answer
         let absence = admin.leave(DRAINING).await;
         admin.plane.drain(Duration::from_secs_f64(drain.within_s)).await?;
         // Had it not been done, the server would be there again from here on.
-        absence.map(Absence::for_good);
+        if let Some(absence) = absence {
+            absence.for_good();
+        }
         let message = format!(
             "draining: nothing new is accepted, and the server ends when its {sessions} sessions have ended, at the latest in {} s",
             drain.within_s
@@ -385,7 +387,9 @@ async fn stop(Shared(admin): Shared<Admin>, Json(stop): Json<Stop>) -> Answer<Do
             }
         } else {
             // Whatever comes of it, this process ends with it.
-            admin.leave(ENDING).await.map(Absence::for_good);
+            if let Some(absence) = admin.leave(ENDING).await {
+                absence.for_good();
+            }
             match admin.plane.end(End::Stop).await? {
                 Some(dataplane) => format!("stopped both planes (data plane: process {dataplane})"),
                 None => "stopped the control plane; it had no data plane".to_owned(),

@@ -3,11 +3,15 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
 use clap::Args;
+use ringwire_proto::identity::PublicKey;
 
 use super::output::{print_json, print_text};
-use crate::config::{File, SETTINGS};
-use crate::state::State;
+use super::runtime::runtime;
+use crate::config::{ConfigError, File, SETTINGS};
+use crate::state::{STATE_VARIABLE, State};
+use crate::validation::{self, Place, Problem};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -17,15 +21,19 @@ use crate::state::State;
   ringwire check --settings                      every setting, its values and its default
   ringwire check --settings --json               the same for programs
 
-Exit codes: 0 right, 1 wrong; the message names file, line and column.")]
+What `ringwire run` would refuse is wrong here too, addresses that somebody else listens on included; what the server of the
+state directory listens on itself is right.
+
+Exit codes: 0 right, 1 wrong; the message names file, line and column, or the setting. With --json what is wrong is told on the
+standard output as well.")]
 pub(super) struct Arguments {
     /// Configuration to check
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["settings", "state"])]
+    #[arg(long, value_name = "FILE", env = "RINGWIRE_CONFIG", required_unless_present_any = ["settings", "state"])]
     config: Option<PathBuf>,
     /// State directory to check as well; nothing in it is changed
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// List every setting
+    /// List every setting, and do nothing else
     #[arg(long)]
     settings: bool,
     /// Print JSON instead of text
@@ -36,46 +44,126 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     if arguments.settings {
         list(arguments.json)?;
+        return Ok(ExitCode::SUCCESS);
     }
-    let file = arguments.config.as_deref().map(File::read).transpose()?;
-    let warnings = file.as_ref().map_or(&[][..], |file| &file.warnings);
-    let named = file.as_ref().map(named);
-    let standing = match &arguments.state {
-        Some(directory) => Some((directory, State::locate(Some(directory.clone()))?.look()?)),
+    match judge(arguments) {
+        Ok(verdict) if verdict.problems.is_empty() => {
+            if arguments.json {
+                print_json(&verdict.report())?;
+            } else {
+                print_text(&verdict.text())?;
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        wrong => {
+            let (report, error) = match wrong {
+                Ok(verdict) => (verdict.report(), verdict.error()),
+                Err(error) => (serde_json::Map::from_iter([wrong_by(&error)]), error),
+            };
+            if arguments.json {
+                let good = ("good".to_owned(), false.into());
+                print_json(&report.into_iter().chain([good]).collect::<serde_json::Map<_, _>>())?;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// What is wrong with a file that cannot be read as settings, as a problem of the report: with its place, if it has one.
+fn wrong_by(error: &anyhow::Error) -> (String, serde_json::Value) {
+    let mut problem = serde_json::json!({ "message": error.to_string() });
+    match error.downcast_ref() {
+        Some(ConfigError::Line { line, column, .. }) => {
+            problem["line"] = (*line).into();
+            problem["column"] = (*column).into();
+        }
+        Some(ConfigError::Together { names, .. }) => problem["setting"] = (*names).into(),
+        _ => {}
+    }
+    ("problems".to_owned(), vec![problem].into())
+}
+
+/// What was found of a file and a directory that can be read.
+struct Verdict {
+    file: Option<(PathBuf, File)>,
+    /// What `run` would refuse.
+    problems: Vec<Problem>,
+    state: Option<(PathBuf, Option<PublicKey>)>,
+}
+
+/// Looks at what was named.
+fn judge(arguments: &Arguments) -> anyhow::Result<Verdict> {
+    let file = match &arguments.config {
+        Some(path) => Some((path.clone(), File::read(path)?)),
         None => None,
     };
-    if arguments.json && (named.is_some() || standing.is_some()) {
-        let mut report = serde_json::Map::from_iter([("good".to_owned(), true.into())]);
-        if let Some(named) = named {
-            let settings = named.into_iter().map(|(name, value)| (name.to_owned(), value.into()));
-            report.insert("settings".to_owned(), serde_json::Value::Object(settings.collect()));
-            report.insert("warnings".to_owned(), warnings.into());
+    let state = match &arguments.state {
+        Some(directory) => Some((directory.clone(), State::locate(Some(directory.clone()))?.look()?)),
+        None => None,
+    };
+    let problems = match &file {
+        Some((_, file)) => {
+            // Whose living server may have the addresses: the one named, or the usual one.
+            let named =
+                arguments.state.clone().or_else(|| std::env::var_os(STATE_VARIABLE).map(PathBuf::from));
+            let own = State::locate(named).ok();
+            let mut problems = validation::problems(file, true);
+            let places = runtime(Some(1))?.block_on(validation::places(file, own.as_ref()));
+            problems.extend(places.iter().filter_map(Place::problem));
+            problems
         }
-        if let Some((directory, key)) = standing {
+        None => Vec::new(),
+    };
+    Ok(Verdict { file, problems, state })
+}
+
+impl Verdict {
+    fn report(&self) -> serde_json::Map<String, serde_json::Value> {
+        let mut report = serde_json::Map::from_iter([("good".to_owned(), self.problems.is_empty().into())]);
+        if !self.problems.is_empty() {
+            report.insert("problems".to_owned(), serde_json::json!(self.problems));
+        }
+        if let Some((_, file)) = &self.file {
+            let settings = named(file).into_iter().map(|(name, value)| (name.to_owned(), value.into()));
+            report.insert("settings".to_owned(), serde_json::Value::Object(settings.collect()));
+            report.insert("warnings".to_owned(), serde_json::json!(file.warnings));
+        }
+        if let Some((directory, key)) = &self.state {
             let key = key.map(|key| key.to_string());
             let state = serde_json::json!({ "directory": directory, "public_key": key });
             report.insert("state".to_owned(), state);
         }
-        print_json(&report)?;
-        return Ok(ExitCode::SUCCESS);
+        report
     }
-    let mut text = String::new();
-    if let (Some(path), Some(named)) = (&arguments.config, named) {
-        text.push_str(&format!("{} is right. It names:\n", path.display()));
-        for (name, value) in named {
-            text.push_str(&format!("  {name:<18} {value}\n"));
+
+    fn text(&self) -> String {
+        let mut text = String::new();
+        if let Some((path, file)) = &self.file {
+            text.push_str(&format!("{} is right. It names:\n", path.display()));
+            for (name, value) in named(file) {
+                text.push_str(&format!("  {name:<18} {value}\n"));
+            }
+            for warning in &file.warnings {
+                text.push_str(&format!("warning: {warning}\n"));
+            }
         }
-        for warning in warnings {
-            text.push_str(&format!("warning: {warning}\n"));
+        if let Some((directory, key)) = &self.state {
+            let key =
+                key.map_or_else(|| "a key is made at the first start".to_owned(), |key| format!("key {key}"));
+            text.push_str(&format!("{} can be used: {key}\n", directory.display()));
+        }
+        text
+    }
+
+    /// All problems as one.
+    fn error(&self) -> anyhow::Error {
+        let problems: Vec<_> = self.problems.iter().map(ToString::to_string).collect();
+        let path = self.file.as_ref().map(|(path, _)| path.display().to_string()).unwrap_or_default();
+        match problems.as_slice() {
+            [problem] => anyhow!("{path}: {problem}"),
+            problems => anyhow!("{path}:\n  {}", problems.join("\n  ")),
         }
     }
-    if let Some((directory, key)) = standing {
-        let key =
-            key.map_or_else(|| "a key is made at the first start".to_owned(), |key| format!("key {key}"));
-        text.push_str(&format!("{} can be used: {key}\n", directory.display()));
-    }
-    print_text(&text)?;
-    Ok(ExitCode::SUCCESS)
 }
 
 fn list(json: bool) -> anyhow::Result<()> {

@@ -10,18 +10,18 @@ use super::output::{print_json, print_text};
 use crate::config::{File, Url};
 use crate::doctor::{self, Finding, Level};
 use crate::state::{STATE_VARIABLE, State};
-use crate::supervise::settings::LISTEN_DEFAULT;
+use crate::validation;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ringwire doctor                                  the machine, the state directory, the default address
-  ringwire doctor --config /etc/ringwire.toml      what that configuration needs, its discoveries too
+  ringwire doctor --config /etc/ringwire.toml      what that configuration needs, its discoveries too; what `run` refuses fails
   ringwire doctor --json                           for programs
 
 Nothing is changed. Exit codes: 0 nothing fails, 1 something does.")]
 pub(super) struct Arguments {
     /// Configuration whose addresses and discoveries to look at
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "RINGWIRE_CONFIG")]
     config: Option<PathBuf>,
     /// Discovery to look at, may be given several times
     #[arg(long, value_name = "URL")]
@@ -41,15 +41,23 @@ struct Report<'a> {
 }
 
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let file = arguments.config.as_deref().map(File::read).transpose()?.unwrap_or_default();
+    let file = match arguments.config.as_deref().map(File::read).transpose() {
+        Ok(file) => file.unwrap_or_default(),
+        Err(error) => {
+            if arguments.json {
+                print_json(&Report { good: false, findings: &[doctor::configuration(&error)] })?;
+            }
+            return Err(error.into());
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let own = State::locate(arguments.state.clone()).ok();
     let mut findings = doctor::machine();
+    findings.extend(doctor::settings(&validation::problems(&file, true)));
     findings.push(doctor::workers(file.workers.unwrap_or(1)));
     findings.push(doctor::buffers(file.buffer_memory, file.workers.unwrap_or(1)));
     findings.push(doctor::state(State::locate(arguments.state)));
-    for &address in file.listen.as_deref().unwrap_or(&[LISTEN_DEFAULT]) {
-        findings.push(doctor::listen(address));
-    }
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    findings.extend(runtime.block_on(validation::places(&file, own.as_ref())).iter().map(doctor::place));
     for url in file.discovery.iter().flatten().chain(&arguments.discovery) {
         findings.extend(runtime.block_on(doctor::discovery(url)));
     }
@@ -70,9 +78,9 @@ fn text(findings: &[Finding]) -> String {
             Level::Warning => "warn",
             Level::Failure => "FAIL",
         };
-        text.push_str(&format!("{mark:<5} {:<12} {}\n", finding.name, finding.found));
+        text.push_str(&format!("{mark:<5} {:<16} {}\n", finding.name, finding.found));
         if !finding.cure.is_empty() {
-            text.push_str(&format!("{:<18} {}\n", "", finding.cure));
+            text.push_str(&format!("{:<22} {}\n", "", finding.cure));
         }
     }
     text

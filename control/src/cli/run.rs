@@ -30,6 +30,7 @@ use crate::state::{STATE_VARIABLE, ServerNote, State};
 use crate::supervise::LOG_VARIABLE;
 use crate::supervise::settings::Settings;
 use crate::supervise::{self, Cancel, End, EndError, ObtainError, Plane, PlaneStatus, Wanted};
+use crate::validation;
 
 /// The program that this process runs, by the kernel's own reference to it: it is there also when the file was deleted or
 /// replaced, and a data plane of this build is what this control plane can attach to.
@@ -121,6 +122,9 @@ struct Ready<'a> {
 }
 
 pub(super) fn run(arguments: &Arguments, settings: &File) -> anyhow::Result<ExitCode> {
+    if let Some(problem) = validation::problems(settings, !arguments.no_spawn).into_iter().next() {
+        return Err(anyhow!("{problem}"));
+    }
     // Sockets and files of this process are its user's alone from their first moment on.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
     for warning in &settings.warnings {
@@ -315,24 +319,7 @@ impl Arguments {
     }
 
     fn wanted(&self, file: &File, state: &State) -> anyhow::Result<Wanted> {
-        let settings = Settings {
-            listen: file.listen.clone(),
-            driver: file.driver.map(|driver| driver.name().to_owned()),
-            workers: file.workers,
-            first_core: file.first_core,
-            orphan_limit_ms: file.orphan_limit_ms,
-            buffer_memory: file.buffer_memory,
-            hybrid: file.hybrid.map(|hybrid| hybrid.name().to_owned()),
-            company_us: file.company_us,
-            pause_us: file.pause_us,
-            handshake_threads: file.handshake_threads,
-            half_open_max: file.half_open_max,
-            sessions_per_address: file.sessions_per_address,
-            proxy_from: file
-                .proxy_from
-                .as_ref()
-                .map(|networks| networks.iter().map(ToString::to_string).collect()),
-        };
+        let settings = Settings::from(file);
         let program = (!self.no_spawn).then(|| PathBuf::from(OWN_PROGRAM));
         // A Go server's file carries its key: whoever names the file wants to be that server.
         let key = match &file.secret_key {

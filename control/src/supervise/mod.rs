@@ -281,7 +281,7 @@ impl Task {
         let wanted = Arc::clone(&self.wanted);
         blocking(move || {
             let (mut client, _) = converse(&wanted.state)?;
-            Ok(client.drain(within)?)
+            client.drain(within)
         })
         .await
     }

@@ -14,6 +14,8 @@ use ringwire_ipc::message::{HybridPolicy, Setting};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::config::File;
+
 /// Where a server listens unless told otherwise.
 pub const LISTEN_DEFAULT: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 8081);
@@ -85,6 +87,29 @@ impl fmt::Display for Difference {
     }
 }
 
+impl From<&File> for Settings {
+    fn from(file: &File) -> Self {
+        Self {
+            listen: file.listen.clone(),
+            driver: file.driver.map(|driver| driver.name().to_owned()),
+            workers: file.workers,
+            first_core: file.first_core,
+            orphan_limit_ms: file.orphan_limit_ms,
+            buffer_memory: file.buffer_memory,
+            hybrid: file.hybrid.map(|hybrid| hybrid.name().to_owned()),
+            company_us: file.company_us,
+            pause_us: file.pause_us,
+            handshake_threads: file.handshake_threads,
+            half_open_max: file.half_open_max,
+            sessions_per_address: file.sessions_per_address,
+            proxy_from: file
+                .proxy_from
+                .as_ref()
+                .map(|networks| networks.iter().map(ToString::to_string).collect()),
+        }
+    }
+}
+
 impl Settings {
     /// Where to listen.
     pub fn listen(&self) -> &[SocketAddr] {
@@ -104,7 +129,7 @@ impl Settings {
     }
 
     /// For START: everything that was named, except the addresses, which travel apart.
-    pub(super) fn for_start(&self) -> String {
+    pub(crate) fn for_start(&self) -> String {
         let mut named = self.named();
         named.remove("listen");
         Value::Object(named).to_string()

@@ -114,6 +114,18 @@ fn without_ipv6(address: SocketAddr, refusal: &StartError) -> Option<SocketAddr>
     ipv4_instead(address, error)
 }
 
+/// An address that is listened on by nobody else as long as the value lasts. Nothing is accepted.
+#[derive(Debug)]
+pub struct Held(#[expect(dead_code, reason = "held")] Listeners);
+
+/// Listens on an address as a server would.
+///
+/// # Errors
+/// [`StartError::Listen`], as a server would say it.
+pub fn hold(address: SocketAddr) -> Result<Held, StartError> {
+    Listeners::open(Vec::new(), &[address], 1).map(Held)
+}
+
 /// Sockets by what they are bound to.
 type Groups = Vec<(SocketAddr, Vec<Socket>)>;
 

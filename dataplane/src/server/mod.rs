@@ -42,6 +42,7 @@ use crate::worker::{Identity, Settings, default_proxy_from};
 
 use crew::{Crew, Plan, Thread};
 use listeners::Listeners;
+pub use listeners::{Held, hold};
 pub use workers::{AttachError, Stuck, WorkerDescriptors, Workers};
 
 /// What a data plane needs to start.
@@ -105,6 +106,43 @@ impl ServerConfig {
             sessions_per_address: None,
             proxy_from: default_proxy_from().to_vec(),
         }
+    }
+
+    /// Whether a server of these settings could start here, as far as that can be known without starting one: all but whether
+    /// its addresses can be listened on ([`hold`]).
+    ///
+    /// # Errors
+    /// What [`Server::start`] would say.
+    pub fn check(&self) -> Result<(), StartError> {
+        self.buffers()?;
+        if self.driver == DriverChoice::Uring {
+            choice::select(self.driver, ring::probe)?;
+        }
+        Ok(())
+    }
+
+    /// Checks the numbers that do not go together, and says how much buffer memory there is to be.
+    fn buffers(&self) -> Result<DefaultBuffers, StartError> {
+        if self.listen.is_empty() && self.listeners.is_empty() {
+            return Err(StartError::NoAddress);
+        }
+        let count = self.workers;
+        if !(1..=limits::WORKERS_MAX).contains(&count) {
+            return Err(StartError::Workers { given: count, most: limits::WORKERS_MAX });
+        }
+        if self.listeners.is_empty() && self.listen.len() * count > limits::LISTENERS_MAX {
+            let given = self.listen.len() * count;
+            return Err(StartError::Listeners { given, most: limits::LISTENERS_MAX });
+        }
+        let buffers = match self.buffer_memory_len {
+            0 => memory::default_buffers(&memory::room(), count),
+            len => DefaultBuffers { len, reason: "set by buffer_memory".into() },
+        };
+        let least = limits::BUFFER_MEMORY_LEN_MIN * count;
+        if buffers.len < least {
+            return Err(StartError::BufferMemory { given: buffers.len, workers: count, least });
+        }
+        Ok(buffers)
     }
 }
 
@@ -234,21 +272,8 @@ impl Server {
         config: ServerConfig,
         probe: impl FnOnce() -> Result<Features, DriverError>,
     ) -> Result<Self, StartError> {
-        if config.listen.is_empty() && config.listeners.is_empty() {
-            return Err(StartError::NoAddress);
-        }
         let count = config.workers;
-        if !(1..=limits::WORKERS_MAX).contains(&count) {
-            return Err(StartError::Workers { given: count, most: limits::WORKERS_MAX });
-        }
-        let DefaultBuffers { len: memory_len, reason: memory_origin } = match config.buffer_memory_len {
-            0 => memory::default_buffers(&memory::room(), count),
-            len => DefaultBuffers { len, reason: "set by buffer_memory".into() },
-        };
-        let least = limits::BUFFER_MEMORY_LEN_MIN * count;
-        if memory_len < least {
-            return Err(StartError::BufferMemory { given: memory_len, workers: count, least });
-        }
+        let DefaultBuffers { len: memory_len, reason: memory_origin } = config.buffers()?;
         let Selection { kind, refusal } = choice::select(config.driver, probe)?;
         if let Some(refusal) = refusal {
             tracing::warn!(%refusal, "running on the poll driver, which needs more CPU");
