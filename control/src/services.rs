@@ -31,7 +31,7 @@ use crate::discovery::{
     DiscoveryClient, DiscoveryError, DiscoveryHost, DiscoverySettings, HostError, MemoryStore, deployment_of,
 };
 use crate::http::{BindError, BuildInfo, Health, HttpServer, Limits, bind};
-use crate::metrics::{CounterSource as _, Metrics, Rates, Totals};
+use crate::metrics::{CounterSource as _, Facts, Metrics, Rates, Totals};
 use crate::presence::Presence;
 use crate::registration::{
     AddressError, Content, Registration, UPDATE_INTERVAL, advertised_address, available_sessions,
@@ -203,6 +203,20 @@ impl Prepared {
                     counters.register(metrics.registry());
                     metrics.add_listener("discovery", listener.clone());
                 }
+                let (watched, standings) = (plane.clone(), presence.registration().watch());
+                metrics.add_facts(move || {
+                    let status = watched.status();
+                    let registrations = standings.iter().map(|standing| {
+                        let standing = standing.borrow();
+                        (standing.url.clone(), standing.accepted.map(|(_, at)| at))
+                    });
+                    Facts {
+                        dataplane_pid: if status.attached { status.pid } else { 0 },
+                        dataplane_losses: status.losses,
+                        connections_max: status.connections_max,
+                        registrations: registrations.collect(),
+                    }
+                });
                 let bound = listener.local_addr()?;
                 let (asked, presence) = (plane.clone(), presence.clone());
                 let health = move || {

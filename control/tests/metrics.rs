@@ -5,18 +5,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use reqwest::Client;
 use ringwire::discovery::{DiscoveryClient, DiscoveryHost, DiscoverySettings, unix_now_ns};
 use ringwire::http::{Health, Limits, bind};
-use ringwire::metrics::{CounterSource, Metrics, Rates, Totals};
+use ringwire::metrics::{CounterSource, Facts, Metrics, Rates, Totals};
 use ringwire::registration::{Content, Registration, UPDATE_INTERVAL};
 use ringwire_dataplane::counters::Counter;
 use ringwire_proto::entry::{ClientPart, Deployment, ENTRY_VERSION, Entry, ServerPart};
 use ringwire_proto::identity::{SecretKey, sign};
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// Generous: it only tells a hang from an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -95,6 +95,8 @@ fn derived(counter: Counter) -> &'static [(&'static str, f64)] {
         Counter::BridgesOpened => {
             &[("dmsg_server_vm_stream_success_total", 1.0), ("dmsg_server_vm_active_streams_count", 1.0)]
         }
+        Counter::BufferTaken => &[("ringwire_buffer_memory_used_bytes", 1.0)],
+        Counter::BufferGivenBack => &[("ringwire_buffer_memory_used_bytes", -1.0)],
         Counter::BridgesClosed => &[("dmsg_server_vm_active_streams_count", -1.0)],
         Counter::RefusedObject
         | Counter::RefusedSource
@@ -148,6 +150,7 @@ async fn every_counter_of_the_data_plane_shows_under_its_name_and_in_what_is_com
     // So that a difference can shrink.
     pages.add(0, Counter::SessionsOpened, 100);
     pages.add(1, Counter::BridgesOpened, 100);
+    pages.add(0, Counter::BufferTaken, 100);
     let mut before = scrape(address).await;
     assert_eq!(before["ringwire_dataplane_attached"], 1.0);
     for &counter in Counter::ALL {
@@ -184,6 +187,7 @@ async fn every_metric_of_the_control_plane_is_moved_by_what_its_name_says() {
     let mut settings = DiscoverySettings::new(Deployment::Test);
     settings.network_monitors = HashSet::from([key(50).public_key()]);
     settings.limits.servers.entries_max = 1;
+    settings.proxy_from = ["127.0.0.1/32".parse().unwrap()].into();
     let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let limits = Limits { connections_max: 4, request: Duration::from_millis(500), ..Limits::default() };
     let discovery =
@@ -255,6 +259,18 @@ async fn every_metric_of_the_control_plane_is_moved_by_what_its_name_says() {
     stranger.write_all(b"\x16\x03\x01\r\n\r\n").await.unwrap();
     step(&["ringwire_http_connections_closed_total", "ringwire_http_connections_failed_total"]).await;
 
+    for (from, header, name) in [
+        ("127.0.0.1:0", "PROXY UNKNOWN\r\n\r\n", "ringwire_http_proxy_headers_total"),
+        ("127.0.0.2:0", "PROXY UNKNOWN\r\n", "ringwire_http_proxy_untrusted_total"),
+        ("127.0.0.1:0", "PROXY NOTHING\r\n", "ringwire_http_proxy_malformed_total"),
+    ] {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(from.parse().unwrap()).unwrap();
+        let mut proxy = socket.connect(discovery.address()).await.unwrap();
+        proxy.write_all(header.as_bytes()).await.unwrap();
+        step(&[name]).await;
+    }
+
     let monitor = key(50).public_key().to_string();
     let answer = Client::new()
         .delete(format!("{}/dmsg-discovery/deregister", discovery.local_url()))
@@ -294,7 +310,10 @@ async fn every_metric_of_the_control_plane_is_moved_by_what_its_name_says() {
         .keys()
         .map(|name| family(name))
         .filter(|name| !seen.contains(name) && !data_plane.contains(name))
-        .filter(|name| !name.starts_with("dmsg_server_") && name != "ringwire_dataplane_attached")
+        .filter(|name| !name.starts_with("dmsg_server_"))
+        .filter(|name| {
+            !["ringwire_dataplane_attached", "ringwire_buffer_memory_used_bytes"].contains(&name.as_str())
+        })
         .collect();
     assert_eq!(unmoved, Vec::<String>::new(), "metrics that no test moves");
 
@@ -304,4 +323,55 @@ async fn every_metric_of_the_control_plane_is_moved_by_what_its_name_says() {
     server.stop().await;
     discovery.stop().await;
     other.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_looked_at_is_shown_as_it_is_and_in_the_format_that_is_asked_for() {
+    let facts = Arc::new(Mutex::new(Facts::default()));
+    let mut metrics = Metrics::new(&Arc::new(Rates::default()));
+    let asked = Arc::clone(&facts);
+    metrics.add_facts(move || asked.lock().unwrap().clone());
+    let mut server = metrics.serve(Pages::new(1), Health::default, Limits::default());
+    let listener = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    server.listen(listener);
+    let before = scrape(address).await;
+    let build = before.keys().find(|name| name.starts_with("ringwire_build_info{")).unwrap();
+    assert!(build.contains(concat!("version=\"", env!("CARGO_PKG_VERSION"), "\"")), "{build}");
+    for name in
+        ["process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_cpu_seconds_total"]
+    {
+        assert!(before.contains_key(&format!("{name}{{plane=\"control\"}}")), "{name}");
+        assert!(!before.contains_key(&format!("{name}{{plane=\"dataplane\"}}")), "{name}");
+    }
+    assert!(!before.keys().any(|name| name.contains("registration_age")));
+    let [up, down] = ["http://up", "http://down"].map(str::to_owned);
+    let accepted = SystemTime::now() - Duration::from_secs(100);
+    *facts.lock().unwrap() = Facts {
+        dataplane_pid: std::process::id(),
+        dataplane_losses: 3,
+        connections_max: 4711,
+        registrations: vec![(up, Some(accepted)), (down, None)],
+    };
+    let after = scrape(address).await;
+    assert_eq!(after["ringwire_dataplane_losses_total"], 3.0);
+    assert_eq!(after["ringwire_connections_max"], 4711.0);
+    assert!(after["ringwire_registration_age_seconds{discovery=\"http://up\"}"] >= 100.0);
+    assert!(!after.contains_key("ringwire_registration_age_seconds{discovery=\"http://down\"}"));
+    assert!(after.contains_key("process_resident_memory_bytes{plane=\"dataplane\"}"));
+
+    let request = Client::new().get(format!("http://{address}/metrics"));
+    let answer = request.header("Accept", "text/plain;version=0.0.4").send().await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    let text = answer.text().await.unwrap();
+    for line in [
+        "# TYPE ringwire_dataplane_losses_total counter",
+        "ringwire_dataplane_losses_total 3",
+        "# TYPE ringwire_connections_max gauge",
+        "ringwire_sessions_opened_total{worker=\"0\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is missing in {text}");
+    }
+    assert!(!text.contains("# EOF"), "{text}");
+    server.stop().await;
 }

@@ -7,7 +7,7 @@ mod common;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -88,8 +88,18 @@ async fn a_server_alone_is_in_its_own_discovery_with_the_room_it_has() {
         "ringwire_sessions_opened_total{worker=\"0\"} 5",
         "dmsg_server_clients_count 5",
         "ringwire_dataplane_attached 1",
+        "ringwire_dataplane_losses_total 0",
     ] {
         assert!(metrics.lines().any(|found| found == line), "{line} is missing in {metrics}");
+    }
+    for start in [
+        "ringwire_connections_max ",
+        "ringwire_buffer_memory_used_bytes ",
+        "ringwire_registration_age_seconds{discovery=",
+        "process_cpu_seconds_total{plane=\"control\"} ",
+        "process_resident_memory_bytes{plane=\"dataplane\"} ",
+    ] {
+        assert!(metrics.lines().any(|found| found.starts_with(start)), "{start} is missing in {metrics}");
     }
     drop(sessions);
     until("there is room again", async || room(&discovery, key).await == Some(4)).await;
@@ -99,7 +109,20 @@ async fn a_server_alone_is_in_its_own_discovery_with_the_room_it_has() {
     assert_eq!(health.public_key, key.to_string());
     assert_eq!(health.dmsg_discovery, discovery.url());
     assert!(health.started_at.ends_with('Z') && health.started_at.starts_with("20"), "{}", health.started_at);
-    assert_eq!(health.build_info.unwrap().version, env!("CARGO_PKG_VERSION"));
+    let build = health.build_info.unwrap();
+    assert_eq!(build.version, env!("CARGO_PKG_VERSION"));
+    // The commit of the sources, where they are a repository of their own.
+    let version = ringwire(directory.path()).arg("--version").output().unwrap();
+    let version = String::from_utf8(version.stdout).unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let head = Command::new("git").arg("-C").arg(root).args(["rev-parse", "HEAD"]).output();
+    if root.join(".git").exists()
+        && let Ok(head) = head
+    {
+        assert_eq!(build.commit, String::from_utf8(head.stdout).unwrap().trim());
+    }
+    let short: String = build.commit.chars().take(12).collect();
+    assert_eq!(version, format!("ringwire {} ({short})\n", env!("CARGO_PKG_VERSION")));
     planes.signal(Signal::TERM);
     assert_eq!(planes.exit_code(), Some(0));
 }

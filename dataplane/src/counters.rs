@@ -177,6 +177,10 @@ counters! {
     ResetsHolder => "resets_holder_total",
     /// A stream was reset: before their bridges were open, the streams of its session sent more than they may.
     ResetsUnbridged => "resets_unbridged_total",
+    /// Buffer memory that came into use, at the end of a turn, in bytes: pages at their true size, and what streams count for.
+    BufferTaken => "buffer_memory_taken_bytes_total",
+    /// Buffer memory that was given back, likewise.
+    BufferGivenBack => "buffer_memory_given_back_bytes_total",
     /// Credit granted beyond the base window, in bytes.
     ExtraCredit => "extra_credit_bytes_total",
     /// Extra credit of streams that were idle, in bytes: it is taken back as it is used.

@@ -171,6 +171,8 @@ pub struct Worker<D> {
     /// Connections in their handshake.
     pub(crate) half_open: HalfOpenTable,
     pub(crate) long_stashes: LongStashes,
+    /// Buffer memory in use as it is counted, in bytes.
+    noted_len: usize,
     /// Clients of all workers by address, while there is a limit.
     pub(crate) by_address: Arc<AddressCounts>,
     pub(crate) warnings: Warnings,
@@ -241,7 +243,10 @@ impl<D: Driver> Worker<D> {
         let memory_len = driver.pool().len();
         let company_us_max = settings.company_us_max;
         let coalescer = Coalescer::new(settings.pause_us_max, settings.busy_frames_per_second);
+        // A predecessor may have counted in the same block.
+        let noted = counters.value(Counter::BufferTaken) - counters.value(Counter::BufferGivenBack);
         Self {
+            noted_len: usize::try_from(noted).unwrap_or_default(),
             driver,
             settings,
             lane,
@@ -353,8 +358,20 @@ impl<D: Driver> Worker<D> {
         self.forward();
         self.write_letters();
         self.pack_touched();
+        self.note_memory();
         self.ring_control();
         self.wake_team();
+    }
+
+    /// Counts what of the buffer memory came into use or was given back since the last turn.
+    fn note_memory(&mut self) {
+        let used = self.driver.pool().held_len() + self.halves.len() * limits::STREAM_LEN;
+        let before = std::mem::replace(&mut self.noted_len, used);
+        if used > before {
+            self.counters.add(Counter::BufferTaken, (used - before) as u64);
+        } else if used < before {
+            self.counters.add(Counter::BufferGivenBack, (before - used) as u64);
+        }
     }
 
     pub(crate) fn handle(&mut self, batch: &mut Batch) {

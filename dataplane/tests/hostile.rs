@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use ringwire_dataplane::Server;
 use ringwire_dataplane::counters::Counter;
 use ringwire_dataplane::entropy::OsEntropy;
-use ringwire_dataplane::limits::{HANDSHAKE_TIMEOUT_NS, STRANGER_STASH_LEN_MAX};
+use ringwire_dataplane::limits::{HANDSHAKE_TIMEOUT_NS, STRANGER_STASH_LEN_MAX, STREAM_LEN};
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use ringwire_proto::noise::{EPHEMERAL_MESSAGE_LEN, Handshake, Hybrid, Pattern, Role};
 use ringwire_proto::object::{object_hash, open_response};
@@ -282,6 +282,13 @@ fn a_dial_to_an_absent_peer_ends_at_once_and_leaves_nothing() {
     assert_eq!(counters.value(Counter::RefusedDestination), dials);
     assert_eq!(counters.value(Counter::StreamsClosed), dials);
     assert_eq!((report.held_len, report.extra_len), (0, 0));
+    // What came into use was given back, at the latest with the next turn.
+    wait_for("the memory to be counted", || {
+        peer.pump();
+        let counters = server.counters();
+        let taken = counters.value(Counter::BufferTaken);
+        taken >= STREAM_LEN as u64 && taken == counters.value(Counter::BufferGivenBack)
+    });
 }
 
 const V1: &[u8] = b"PROXY TCP4 203.0.113.7 192.0.2.1 40000 8081\r\n";

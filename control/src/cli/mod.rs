@@ -29,11 +29,14 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{HybridSetting, LogFilter};
 use crate::supervise::LOG_VARIABLE;
 
+/// What `--version` says: the number, and the commit it was built from.
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGWIRE_BUILD_COMMIT_SHORT"), ")");
+
 /// Forwarding plane for Skywire.
 #[derive(Debug, Parser)]
 #[command(
     name = "ringwire",
-    version,
+    version = VERSION,
     about = "Ringwire: a dmsg server and the tools around it",
     after_help = "Examples:
   ringwire run                       a server on 127.0.0.1:8081, nothing else needed

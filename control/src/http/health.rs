@@ -59,11 +59,12 @@ pub struct BuildInfo {
 }
 
 impl BuildInfo {
-    /// Of the program that runs. The commit and the date are those of the environment it was built in.
+    /// Of the program that runs. The commit is that of the sources, as `build.rs` found it; the date is that of the environment it
+    /// was built in.
     pub fn of_this_program() -> Self {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: option_env!("RINGWIRE_BUILD_COMMIT").unwrap_or(UNKNOWN).to_owned(),
+            commit: env!("RINGWIRE_BUILD_COMMIT").to_owned(),
             date: option_env!("RINGWIRE_BUILD_DATE").unwrap_or(UNKNOWN).to_owned(),
         }
     }

@@ -2,20 +2,25 @@
 //!
 //! In: the counters of the data plane (shared pages, through [`CounterSource`]) and those of the control plane's own
 //! parts. Out: an HTTP server. Things that begin and end are pairs of counters; the gauges are those that
-//! dashboards of the Go server expect by name, and they are computed from the pairs.
+//! dashboards of the Go server expect by name, which are computed from the pairs, and what is looked at rather than counted
+//! ([`Facts`]). The text is OpenMetrics, or the older format for whoever asks for that.
 //!
 //! ```text
 //!   data plane's pages ──► source ──┬──► workers (ringwire_…, by worker)     ──┐
 //!                                   └──► server (dmsg_server_…, for dashboards)├──► GET /metrics
-//!   discovery, registration, listeners ──► registry ───────────────────────────┘
+//!   discovery, registration, listeners, facts ──► registry ────────────────────┘
 //! ```
 
+mod facts;
 mod listeners;
+mod process;
 mod rates;
 mod server;
 mod source;
+mod text;
 mod workers;
 
+pub use facts::Facts;
 pub use rates::Rates;
 pub use source::{CounterSource, Totals};
 
@@ -23,16 +28,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 
 use crate::http::{Health, HttpCounters, HttpServer, Limits, Reply};
+use facts::FactCollector;
 use listeners::ListenerCollector;
 use server::ServerCollector;
+use text::{classic, prefers_classic};
 use workers::WorkerCollector;
 
 /// What stands before the names that are ours.
@@ -40,6 +47,9 @@ const PREFIX: &str = "ringwire";
 /// The media type of the text that the library writes.
 const OPEN_METRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// The media type of its older form.
+const CLASSIC: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 /// The totals of the last read, shared between the read and the collectors.
 type Latest = Arc<Mutex<Option<Totals>>>;
@@ -66,6 +76,11 @@ impl Metrics {
     /// Where a part of the control plane puts its counters; their names get our prefix.
     pub fn registry(&mut self) -> &mut Registry {
         self.registry.sub_registry_with_prefix(PREFIX)
+    }
+
+    /// Shows what is to be looked at rather than counted, as `facts` finds it at every request.
+    pub fn add_facts(&mut self, facts: impl Fn() -> Facts + Send + Sync + 'static) {
+        self.registry.register_collector(Box::new(FactCollector(facts)));
     }
 
     /// Shows the counters of an HTTP listener under this name.
@@ -112,12 +127,16 @@ struct Shared<S> {
     source: S,
 }
 
-async fn metrics<S: CounterSource>(State(shared): State<Arc<Shared<S>>>) -> Response {
+async fn metrics<S: CounterSource>(State(shared): State<Arc<Shared<S>>>, headers: HeaderMap) -> Response {
     let totals = shared.source.totals().await;
     *shared.latest.lock().unwrap_or_else(PoisonError::into_inner) = totals;
     let mut text = String::new();
     if let Err(error) = encode(&mut text, &shared.registry) {
         return Reply::message(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+    }
+    let accept = headers.get_all(ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
+    if prefers_classic(accept) {
+        return ([(CONTENT_TYPE, CLASSIC)], classic(&text)).into_response();
     }
     ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response()
 }

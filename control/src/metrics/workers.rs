@@ -36,6 +36,10 @@ impl Collector for WorkerCollector {
         let metric = encoder.encode_descriptor("dataplane_attached", help, None, MetricType::Gauge)?;
         gauge.encode(metric)?;
         let Some(totals) = latest.as_ref() else { return Ok(()) };
+        let help = "Buffer memory in use, with what streams count for: the difference of what was taken and given back";
+        let held = totals.open(Counter::BufferTaken, Counter::BufferGivenBack);
+        let metric = encoder.encode_descriptor("buffer_memory_used_bytes", help, None, MetricType::Gauge)?;
+        ConstGauge::new(i64::try_from(held).unwrap_or(i64::MAX)).encode(metric)?;
         for &counter in Counter::ALL {
             let name = counter.name().strip_suffix(SUFFIX).unwrap_or(counter.name());
             let help = counter.help().trim().trim_end_matches('.');
