@@ -123,7 +123,7 @@ struct Ready<'a> {
 
 pub(super) fn run(arguments: &Arguments, settings: &File) -> anyhow::Result<ExitCode> {
     if let Some(problem) = validation::problems(settings, !arguments.no_spawn).into_iter().next() {
-        return Err(anyhow!("{problem}"));
+        return Err(anyhow!("{problem}. Nothing was started."));
     }
     // Sockets and files of this process are its user's alone from their first moment on.
     rustix::process::umask(Mode::RWXG | Mode::RWXO);
