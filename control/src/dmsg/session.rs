@@ -94,7 +94,7 @@ impl Session {
     }
 
     /// As [`Self::connect`], and the server has sent its first byte, or was silent for so long that it may be taken at its word. One that
-    /// closes the connection before is given more time, up to [`SETTLE_TRIES`] times.
+    /// closes the connection before is given more time, up to six times.
     ///
     /// # Errors
     /// See [`ConnectError`].

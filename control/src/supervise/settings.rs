@@ -3,8 +3,8 @@
 //! Some settings hold for the life of a data plane; those are its *configuration*, which it keeps as JSON and returns to
 //! whoever attaches. The others change while it runs ([`Setting`]); what is in force of them the data plane says when it is asked.
 //!
-//! At an attach to a living data plane what was named here is checked (the first kind, [`Settings::difference`]) or changed there
-//! (the second, [`Settings::changes`]), and what was not named is taken over from it ([`Settings::adopt`]): a successor is started
+//! At an attach to a living data plane what was named here is checked (the first kind, `difference`) or changed there
+//! (the second, `changes`), and what was not named is taken over from it (`adopt`): a successor is started
 //! with what was in force, whoever set it.
 
 use std::fmt;
