@@ -244,7 +244,8 @@ impl<D: Driver> Worker<D> {
         let company_us_max = settings.company_us_max;
         let coalescer = Coalescer::new(settings.pause_us_max, settings.busy_frames_per_second);
         // A predecessor may have counted in the same block.
-        let noted = counters.value(Counter::BufferTaken) - counters.value(Counter::BufferGivenBack);
+        let noted =
+            counters.value(Counter::BufferTaken).saturating_sub(counters.value(Counter::BufferGivenBack));
         Self {
             noted_len: usize::try_from(noted).unwrap_or_default(),
             driver,
