@@ -30,6 +30,8 @@ on_each_driver!(
     a_reset_reaches_the_other_side,
     what_a_client_finished_is_delivered_although_it_left,
     a_dial_that_is_taken_back_costs_the_destination_no_reset,
+    what_a_client_sent_before_it_closed_its_connection_arrives_and_then_the_end,
+    a_connection_that_ends_in_the_middle_of_a_frame_or_by_a_reset_resets_its_streams,
     the_newest_session_of_a_key_wins,
     breaking_the_multiplexers_rules_ends_that_session_alone,
     a_reader_that_stops_holds_up_only_its_stream,
@@ -235,9 +237,9 @@ fn a_reset_reaches_the_other_side() {
     a.pump();
     assert!(!b.wait_end(on_b), "reset, not finished");
     wait_for(|| server.counters().value(Counter::BridgesClosed) == 1);
-    // And so does the end of a whole session.
+    // And so does that of a whole session.
     let (_, on_b) = bridge(&mut a, &mut b);
-    drop(a);
+    a.abort();
     assert!(!b.wait_end(on_b));
     wait_for(|| server.counters().value(Counter::SessionsClosed) == 1);
 }
@@ -289,6 +291,48 @@ fn a_dial_that_is_taken_back_costs_the_destination_no_reset() {
     assert_eq!(b.read_object(other), signed);
     assert!(b.wait_end(other));
     bridge(&mut a, &mut b);
+}
+
+fn what_a_client_sent_before_it_closed_its_connection_arrives_and_then_the_end() {
+    let server = start_server();
+    // More than the reader's credit, which it does not renew until the sender is gone.
+    let bytes = pattern(5, 0, 393_216);
+    for _ in 0..5 {
+        let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+        b.settle();
+        let (on_a, on_b) = bridge(&mut a, &mut b);
+        a.write(on_a, &bytes);
+        a.wait("everything to be sent", |a| {
+            b.pump();
+            (a.mux.unsent_len(on_a) == 0).then_some(())
+        });
+        // A Go client closes its session so: no frame says that the stream has ended. Its kernel would say a reset if something that the
+        // server sent were unread, so it is not closed whole.
+        a.socket.shutdown(std::net::Shutdown::Write).unwrap();
+        a.wait_closed();
+        assert!(b.read_exact(on_b, bytes.len()) == bytes);
+        assert!(b.wait_end(on_b), "finished, not reset");
+    }
+}
+
+fn a_connection_that_ends_in_the_middle_of_a_frame_or_by_a_reset_resets_its_streams() {
+    let server = start_server();
+    for is_cut in [true, false] {
+        let (mut a, mut b) = (Peer::connect(&server), Peer::connect(&server));
+        b.settle();
+        let (on_a, on_b) = bridge(&mut a, &mut b);
+        a.write(on_a, &[7; 1000]);
+        a.transmit();
+        assert_eq!(b.read_exact(on_b, 1000), [7; 1000]);
+        if is_cut {
+            a.socket.write_all(&Header::data(on_a, 1000).encode()).unwrap();
+            a.socket.write_all(&[7; 500]).unwrap();
+            drop(a);
+        } else {
+            a.abort();
+        }
+        assert!(!b.wait_end(on_b), "reset: the only sign that something is missing");
+    }
 }
 
 fn the_newest_session_of_a_key_wins() {

@@ -196,12 +196,12 @@ fn what_ends_in_mid_transfer_leaves_nothing_behind() {
             SourceFinishes => assert!(b.wait_end(on_b), "{blow:?}"),
             DestinationFinishes => assert!(a.wait_end(on_a), "{blow:?}"),
             SourceLeaves => {
-                drop(a);
+                a.abort();
                 assert!(!b.wait_end(on_b), "{blow:?}");
                 continue;
             }
             DestinationLeaves => {
-                drop(b);
+                b.abort();
                 assert!(!a.wait_end(on_a), "{blow:?}");
                 continue;
             }

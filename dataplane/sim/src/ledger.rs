@@ -98,6 +98,8 @@ pub struct BridgeState {
     pub established_at: Option<Nanos>,
     /// When an end's session died.
     pub lost_at: Option<Nanos>,
+    /// Which end closed its connection in order, with everything that it had written in it.
+    pub closed: Option<Role>,
 }
 
 impl BridgeState {
@@ -274,8 +276,21 @@ impl Ledger {
         }
     }
 
+    /// An end closed its connection in order, with everything that it had written in it: the other end is to get that, and a clean end.
+    pub fn closed(&mut self, now: Nanos, bridge: usize, role: Role) {
+        let state = &mut self.bridges[bridge];
+        if state.lost_at.is_none() && state.ends.iter().all(|end| end.left_at.is_none() && end.saw.is_none())
+        {
+            state.closed = Some(role);
+            state.ends[role as usize].left_at = Some(now);
+        }
+    }
+
     /// An end's session died.
     pub fn lost(&mut self, now: Nanos, bridge: usize) {
+        if self.bridges[bridge].closed.is_some() {
+            return;
+        }
         self.bridges[bridge].lost_at.get_or_insert(now);
     }
 
@@ -326,7 +341,17 @@ impl Ledger {
             return;
         }
         let refused = plan.destination.is_none() || !plan.answer.is_in_time();
+        // Nothing else may have ended it, so a reset says that bytes are missing, and none are.
+        let is_healthy = !self.plan.is_tight && peer.is_some_and(|peer| self.plan.is_healthy(peer));
+        let is_whole = established && is_healthy && state.closed == Some(role.other()) && !may_be_reset;
         match ending {
+            Ending::Reset if is_whole => {
+                let (read, wrote) = (own.read, partner.wrote);
+                self.fail(
+                    now,
+                    format!("bridge {bridge}: {role:?} saw a reset after {read} of {wrote} bytes, and its partner closed in order"),
+                );
+            }
             Ending::Finished if partner.left_at.is_some() => {
                 let resets = matches!(plan.end, EndPlan::SourceResets(_) | EndPlan::DestinationResets(_));
                 if own.read != partner.wrote && !resets && !refused && !may_be_reset && (established || must)

@@ -172,7 +172,9 @@ fn deaths(draw: &mut Draw<'_>) {
     for peer in 0..dying {
         let at = draw.random.range(4 * SECOND_NS, 12 * SECOND_NS);
         let bytes = draw.random.range(100, 250_000);
-        let fault = match draw.random.below(10) {
+        let fault = match draw.random.below(14) {
+            // While much is under way.
+            10.. => Fault::CloseAt(6 * SECOND_NS + draw.random.range(0, SECOND_NS)),
             0 => Fault::ResetAfterReceived(bytes),
             1 => Fault::ResetAfterSent(bytes),
             2 => Fault::ResetAt(at),

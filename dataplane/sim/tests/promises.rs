@@ -412,6 +412,27 @@ fn a_client_behind_a_link_that_died_is_reached_as_soon_as_it_is_back() {
 }
 
 #[test]
+fn what_a_client_sent_before_it_closed_its_connection_arrives_and_then_the_end() {
+    for (workers, smux) in [(1, None), (2, None), (1, Some(Version::V2)), (2, Some(Version::V1))] {
+        for len in [8000, 100_000] {
+            let reader = Reader::Slow { len, every_ns: SECOND_NS / 10 };
+            // More than the reader's window, and it closes as soon as all of it is on its way.
+            let flow = FlowPlan { len: 393_216, write_len: 16_000, pause_ns: 0, reader };
+            let mut one_way = bridge(0, 1, 5 * SECOND_NS, flow);
+            (one_way.back, one_way.end) = (FlowPlan { len: 0, ..flow }, EndPlan::Never);
+            let mut closes = smux.map_or_else(|| peer(0, Manner::Go), |version| smux_peer(0, version));
+            closes.faults.push(Fault::CloseAt(5 * SECOND_NS + SECOND_NS / 2));
+            let mut plan = plan(vec![closes, peer(1, Manner::Go)], vec![one_way]);
+            plan.workers = workers;
+            let report = run_plan(plan, true);
+            assert_eq!(report.failure, None, "{workers} workers, {smux:?}");
+            assert_eq!(report.bridges.2, 393_216, "{workers} workers, {smux:?}");
+            assert!(report.trace.iter().any(|line| line.contains("destination sees the end")), "a clean end");
+        }
+    }
+}
+
+#[test]
 fn an_smux_client_whose_bytes_nobody_takes_is_rid_of_their_stream_when_the_end_comes() {
     // By then the other one has filled its window and more.
     let takes = FlowPlan { len: 100, write_len: 10, pause_ns: SECOND_NS / 4, reader: Reader::Eager };

@@ -6,6 +6,7 @@ use ringwire_proto::yamux::{self, Incoming, Kind, Payload};
 use super::mux::Violation;
 use super::share::Share;
 use super::{CloseReason, Mux, Phase, Session, Target};
+use crate::bridge::{Half, State};
 use crate::counters::Counter;
 use crate::driver::{Driver, ReceiveEnd, SocketKey};
 use crate::limits;
@@ -68,10 +69,29 @@ impl<D: Driver> Worker<D> {
                 self.starved.push(key);
             }
             ReceiveEnd::Cancelled if self.freezing => {}
-            ReceiveEnd::EndOfStream | ReceiveEnd::Cancelled => {
+            ReceiveEnd::EndOfStream => {
+                self.finish_streams(key);
                 self.close_session(key, CloseReason::PeerClosed);
             }
+            ReceiveEnd::Cancelled => self.close_session(key, CloseReason::PeerClosed),
             ReceiveEnd::Failed(errno) => self.close_session(key, CloseReason::ConnectionFailed(errno)),
+        }
+    }
+
+    /// The peer has ended its connection in order. Go clients close sessions so, without a word on their streams: it is the end of each of
+    /// them, and what they carried is delivered, FIN behind it (dmsg-wire 5.6). Not where a frame was cut: that, like a reset or a
+    /// time-out, is told to the other side by a reset, its only sign that something is missing.
+    fn finish_streams(&mut self, key: Key) {
+        let open = self.sessions.find(key).and_then(Session::open);
+        let Some(open) = open.filter(|open| open.mux.is_between_frames() && open.rest.is_empty()) else {
+            return;
+        };
+        for half in open.mux.tags() {
+            let is_bridged =
+                |half: &Half| matches!(half.state, State::Bridged | State::Ending) && !half.finished;
+            if self.halves.find(half).is_some_and(is_bridged) {
+                self.half_finished(half);
+            }
         }
     }
 

@@ -337,6 +337,15 @@ impl Mux {
         None
     }
 
+    /// Whether what was received ends with a whole frame: the only place where the end of a connection is clean.
+    pub(crate) const fn is_between_frames(&self) -> bool {
+        match self {
+            Self::Yamux(_, cutter) => cutter.is_between_frames(),
+            Self::Smux(_, cutter) => cutter.is_between_frames(),
+            Self::Unknown { .. } => true,
+        }
+    }
+
     /// The tag of a stream.
     #[inline]
     pub(crate) fn tag(&self, stream: u32) -> Option<Key> {

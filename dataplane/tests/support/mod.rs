@@ -239,6 +239,11 @@ impl Peer {
         self.flush();
     }
 
+    /// Ends the connection by a reset.
+    pub fn abort(self) {
+        socket2::SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
     /// Sends what there is to send, and reads nothing.
     pub fn transmit(&mut self) {
         self.send(false);

@@ -220,6 +220,7 @@ impl Peer {
             let mut again = self.receive(context);
             if self.closes && !matches!(self.stage, Stage::Over) {
                 self.transmit(context);
+                self.note_closed(context);
                 context.duplex.close(context.now, Side::A);
                 self.end(context, "closed by itself");
                 return true;
@@ -399,6 +400,19 @@ impl Peer {
                 }
                 // The next read says so too.
                 Err(_) => return moved,
+            }
+        }
+    }
+
+    /// It is about to close its connection: whoever has all that it wrote in there has ended in order.
+    fn note_closed(&self, context: &mut Context<'_>) {
+        let Stage::Open(open) = &self.stage else { return };
+        if self.out_sent < self.out.len() {
+            return;
+        }
+        for (&stream, app) in &open.apps {
+            if let Some(bridge) = app.bridge.filter(|_| open.mux.unsent_len(stream) == 0) {
+                context.ledger.closed(context.now, bridge, app.role);
             }
         }
     }

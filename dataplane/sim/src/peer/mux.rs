@@ -116,6 +116,14 @@ impl ClientMux {
         }
     }
 
+    /// Bytes that were written to a stream and have not left yet.
+    pub fn unsent_len(&self, id: u32) -> usize {
+        match self {
+            Self::Yamux(mux) => mux.unsent_len(id),
+            Self::Smux(mux) => mux.unsent_len(id),
+        }
+    }
+
     /// Takes received bytes of a stream and returns how many; 0 is the end.
     pub fn read(&mut self, id: u32, out: &mut [u8]) -> Result<usize, StreamError> {
         match self {

@@ -180,6 +180,12 @@ impl Connection {
         Ok(taken)
     }
 
+    /// Bytes that were written to a stream and that `poll_transmit` has not given out yet.
+    #[must_use]
+    pub fn unsent_len(&self, id: u32) -> usize {
+        self.channels.get(&id).map_or(0, |channel| channel.unsent.len())
+    }
+
     /// Takes received bytes and returns how many; 0 is the end of the peer's direction (or an empty `out`).
     ///
     /// # Errors
