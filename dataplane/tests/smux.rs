@@ -206,9 +206,9 @@ fn an_end_at_once_ends_the_other_side() {
     let now = b.now();
     b.mux.finish(now, on_b);
     b.pump();
-    // The end of an smux session is a reset to its partner.
+    // An smux session that was lost is a reset to its partner.
     let (_, on_b) = bridge(&mut a, &mut b);
-    drop(a);
+    a.abort();
     assert!(!b.wait_end(on_b));
     wait_for(|| server.counters().value(Counter::BridgesClosed) == 3);
     wait_for(|| server.report().unwrap().sessions.iter().all(|session| session.streams == 0));
