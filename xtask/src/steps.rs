@@ -67,9 +67,10 @@ pub(crate) fn run_all(steps: &[Step], environment: &[(&str, &OsStr)], flaky: &mu
     let began = Instant::now();
     let mut table = Vec::with_capacity(steps.len());
     let (mut failure, mut failed_tests) = (None, Vec::new());
-    for step in steps {
+    for (index, step) in steps.iter().enumerate() {
         let words = format!("cargo {}", step.arguments.join(" "));
-        eprintln!("==> {}: {words}", step.name);
+        let (number, minutes) = (index + 1, began.elapsed().as_secs() / 60);
+        eprintln!("==> {number}/{} after {minutes} min, {}: {words}", steps.len(), step.name);
         let step_began = Instant::now();
         let mut command = cargo_command(&step.arguments)?;
         command.envs(step.environment.iter().copied()).envs(environment.iter().copied());
