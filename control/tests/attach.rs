@@ -6,9 +6,8 @@ mod common;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::process::{Planes, is_alive, json, ringwire, send, until};
+use common::process::{Planes, is_alive, json, lasting_address, ringwire, send, until};
 use ringwire::dmsg::{ServerAddress, Session, SessionConfig};
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_dataplane::process::SOCKET_NAME;
@@ -29,15 +28,6 @@ impl Drop for Process {
         self.0.kill().ok();
         self.0.wait().ok();
     }
-}
-
-/// An address of the loopback that stays free while nobody listens on it: its port is none that the kernel gives away.
-fn lasting_address() -> String {
-    static TAKEN: AtomicUsize = AtomicUsize::new(0);
-    let begin = std::process::id() as usize + 1000 * TAKEN.fetch_add(1, Ordering::Relaxed);
-    let mut ports = (20_000..32_000_u16).cycle().skip(begin % 12_000).take(1000);
-    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    format!("127.0.0.1:{}", ports.find(free).expect("a free port"))
 }
 
 /// The command of a unit, on this state directory and address, with further arguments.

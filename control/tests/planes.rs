@@ -268,12 +268,12 @@ async fn a_control_plane_that_stands_still_costs_the_data_plane_nothing() {
     let (rate_before, before_kib) = (load.rate(), resident_kib(planes.dataplane_pid));
     let before = load.end().await;
 
-    planes.signal(Signal::STOP);
+    send(planes.control_pid(), Signal::STOP);
     let load = Load::begin(&address, 8).await;
     tokio::time::sleep(still).await;
     let (rate_during, during_kib) = (load.rate(), resident_kib(planes.dataplane_pid));
     let during = load.end().await;
-    planes.signal(Signal::CONT);
+    send(planes.control_pid(), Signal::CONT);
     println!(
         "attended: {rate_before:.0} sessions/s, worst ping {:?}, {before_kib} KiB; alone for {:?}: {rate_during:.0} sessions/s, \
          worst ping {:?}, {during_kib} KiB",
@@ -422,7 +422,7 @@ fn a_second_control_plane_is_refused_and_names_the_first() {
     let second = ringwire(directory.path()).args(["run"]).output().unwrap();
     assert_eq!(second.status.code(), Some(1));
     let text = String::from_utf8(second.stderr).unwrap();
-    assert!(text.contains(&format!("process {}", planes.control_pid())), "{text}");
+    assert!(text.contains(&format!("process {}", planes.program_pid())), "{text}");
     assert!(text.contains("ringwire stop") && text.contains("--state"), "{text}");
     assert!(is_alive(planes.control_pid()) && is_alive(planes.dataplane_pid));
 }

@@ -31,7 +31,7 @@ fn run_then_bench_then_stop() {
     let mut server = Planes::start(state.path(), &[]);
     let ready = server.ready.clone();
     assert_eq!(ready["event"], "ready");
-    assert_eq!(ready["control_pid"], server.control_pid());
+    assert_ne!(ready["control_pid"], server.program_pid(), "what was started looks after it");
     assert_ne!(ready["dataplane_pid"], ready["control_pid"]);
     assert!(ready["discovery"].as_str().unwrap().starts_with("http://127.0.0.1:"), "{ready}");
     assert_eq!(ready["http"], Value::Null);
@@ -118,8 +118,9 @@ fn the_table_is_for_people() {
 
 #[test]
 fn the_ready_text_says_what_to_type_next() {
-    let state = tempfile::tempdir().unwrap();
-    let mut command = ringwire(state.path());
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path().join("somebody's directory");
+    let mut command = ringwire(&state);
     command.args(["run", "--listen", "127.0.0.1:0", "--orphan-limit", "60"]).stdout(Stdio::piped());
     let mut server = Process(command.spawn().unwrap());
     let mut reader = BufReader::new(server.0.stdout.take().unwrap());
@@ -128,12 +129,17 @@ fn the_ready_text_says_what_to_type_next() {
         assert!(reader.read_line(&mut shown).unwrap() > 0, "{shown}");
     }
     assert!(shown.contains("for this machine only"), "{shown}");
-    let next = format!("ringwire bench bridge --state {}", state.path().display());
-    assert!(shown.contains(&next), "{shown}");
+    // As it is shown, a shell takes it, and it finds the server.
+    let next = shown.lines().find(|line| line.contains(" status ")).unwrap();
+    assert!(next.contains(env!("CARGO_BIN_EXE_ringwire")), "{shown}");
+    let mut shell = std::process::Command::new("/bin/sh");
+    let output = shell.args(["-c", next]).env_remove("RINGWIRE_STATE").output().unwrap();
+    assert!(output.status.success(), "{next}: {output:?}");
+    assert!(shown.lines().any(|line| line.contains(" bench bridge --state ")), "{shown}");
     send(server.0.id(), Signal::INT);
     assert!(server.0.wait().unwrap().success());
-    assert!(!state.path().join("server.json").exists());
-    assert!(!state.path().join("control.sock").exists() && !state.path().join("dataplane.sock").exists());
+    assert!(!state.join("server.json").exists());
+    assert!(!state.join("control.sock").exists() && !state.join("dataplane.sock").exists());
 }
 
 #[test]

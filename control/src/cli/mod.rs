@@ -10,6 +10,7 @@ mod doctor;
 mod keys;
 mod operate;
 mod output;
+mod parent;
 mod run;
 mod runtime;
 mod services;
@@ -141,17 +142,26 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if message.use_stderr() { 2 } else { 0 });
         }
     };
+    let parent = match &arguments.command {
+        Command::Run(arguments) => Some(parent::is_wanted(arguments)),
+        _ => None,
+    };
     // A configuration is read once: one that comes through a pipe is there only once.
     let settings = match &arguments.command {
-        Command::Run(arguments) => Some(arguments.settings()),
+        Command::Run(arguments) if parent != Some(Ok(())) => Some(arguments.settings()),
         _ => None,
+    };
+    let failure = match &arguments.command {
+        Command::Run(arguments) if arguments.again => ExitCode::from(parent::NOT_BEGUN),
+        _ => ExitCode::FAILURE,
     };
     let named = settings.as_ref().and_then(|settings| settings.as_ref().ok()?.log.clone());
     let _log = start_log(matches!(arguments.command, Command::Dataplane(_)), named);
     let result = match arguments.command {
-        Command::Run(arguments) => settings
-            .unwrap_or_else(|| arguments.settings())
-            .and_then(|settings| run::run(&arguments, &settings)),
+        Command::Run(arguments) => match settings {
+            None => parent::run(&arguments),
+            Some(settings) => settings.and_then(|settings| run::run(&arguments, &settings)),
+        },
         Command::Dataplane(arguments) => dataplane::run(arguments),
         Command::Status(arguments) => show::status(&arguments),
         Command::Show(what) => show::show(&what),
@@ -171,7 +181,7 @@ pub fn main() -> ExitCode {
             // Error texts of this program contain their causes, so the outermost is enough.
             // Nor is anybody left to tell when the error output takes nothing.
             writeln!(std::io::stderr(), "ringwire: {error}").ok();
-            ExitCode::FAILURE
+            failure
         }
     }
 }

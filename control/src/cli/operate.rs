@@ -1,7 +1,8 @@
 //! Orders to a running server: `close`, `drain`, `stop`, `set`.
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::Args;
@@ -16,8 +17,17 @@ use crate::state::State;
 use crate::state::lock::Holder;
 use crate::supervise;
 
-/// How long a control plane that is starting may take to end.
-const END_LIMIT: Duration = Duration::from_secs(10);
+/// How long a process may take to end that was told so by a signal.
+const END_LIMIT: Duration = Duration::from_secs(12);
+
+/// How long the processes of a server that was stopped may take to be gone, before they are left to themselves.
+const GONE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long a control plane that crashed may take to be there again.
+const RETURN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Pause between two looks at what changes any moment.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -97,7 +107,27 @@ pub(super) fn set(arguments: SetArguments) -> anyhow::Result<ExitCode> {
 pub(super) fn drain(arguments: &DrainArguments) -> anyhow::Result<ExitCode> {
     let state = arguments.common.state()?;
     let order = Drain { within_s: arguments.within };
-    let done = match block_on(Client::new(&state)?.post("/v1/drain", &order)) {
+    let client = Client::new(&state)?;
+    let begun = Instant::now();
+    let answered = loop {
+        match block_on(client.post("/v1/drain", &order)) {
+            // One that crashed is there again in a moment, and is to know that what it looks after is to end.
+            Err(ClientError::Absent { .. })
+                if Holder::of_parent(&state).is_some() && begun.elapsed() < RETURN_LIMIT =>
+            {
+                thread::sleep(LOOK_INTERVAL);
+            }
+            answered => break answered,
+        }
+    };
+    let done = match answered {
+        Err(ClientError::Absent { .. }) if let Some(parent) = Holder::of_parent(&state) => {
+            return Err(anyhow!(
+                "the control plane has crashed, and process {} starts it again. Nothing was changed. Try again, or end the \
+                 server at once with: ringwire stop",
+                parent.pid
+            ));
+        }
         Err(ClientError::Absent { .. }) => {
             let (mut dataplane, hello) =
                 supervise::converse(&state).map_err(|error| nothing_runs(&state, error))?;
@@ -117,8 +147,26 @@ pub(super) fn stop(arguments: &StopArguments) -> anyhow::Result<ExitCode> {
     let state = arguments.common.state()?;
     let order = Stop { leave_dataplane: arguments.leave_dataplane };
     let done = match block_on(Client::new(&state)?.post("/v1/stop", &order)) {
+        // Before its child: that would be started again.
+        Err(ClientError::Absent { .. })
+            if !arguments.leave_dataplane
+                && let Some(parent) = Holder::of_parent(&state) =>
+        {
+            let starting = Holder::of(&state);
+            end_by_signal(&parent, PARENT)?;
+            let message = match starting {
+                Some(control) => {
+                    format!("stopped the control plane (process {}); it had no data plane", control.pid)
+                }
+                None => format!(
+                    "stopped the server; the control plane had crashed, and was to be started again by process {}",
+                    parent.pid
+                ),
+            };
+            Done { message, count: 1 }
+        }
         Err(ClientError::Absent { .. }) if let Some(holder) = Holder::of(&state) => {
-            end_waiting(&holder)?;
+            end_by_signal(&holder, STARTING)?;
             let message = format!("stopped the control plane (process {}); it had no data plane", holder.pid);
             Done { message, count: 1 }
         }
@@ -136,14 +184,28 @@ pub(super) fn stop(arguments: &StopArguments) -> anyhow::Result<ExitCode> {
         }
         answered => answered?,
     };
+    gone(&state);
     arguments.common.print_done(&done)
 }
 
-/// Ends a control plane that has not opened its socket: it starts, and waits for a data plane.
-fn end_waiting(holder: &Holder) -> anyhow::Result<()> {
+/// Waits until the directory is free: whoever types the next command finds nobody who is about to end.
+fn gone(state: &State) {
+    let deadline = Instant::now() + GONE_LIMIT;
+    while (Holder::of(state).is_some() || Holder::of_parent(state).is_some()) && Instant::now() < deadline {
+        thread::sleep(LOOK_INTERVAL);
+    }
+}
+
+/// What has not opened its socket: it starts, and waits for a data plane.
+const STARTING: &str = "the control plane, which is starting";
+
+/// What has no socket.
+const PARENT: &str = "the parent of the control plane";
+
+/// Ends a process that listens to signals alone. `what` says which.
+fn end_by_signal(holder: &Holder, what: &str) -> anyhow::Result<()> {
     let pid = holder.pid;
-    let failed =
-        |error: Errno| anyhow!("cannot end the control plane (process {pid}), which is starting: {error}");
+    let failed = |error: Errno| anyhow!("cannot end {what} (process {pid}): {error}");
     let process = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH).map_err(failed)?;
     // Taken before the signal: the number cannot pass to another process in between.
     let process = pidfd_open(process, PidfdFlags::empty()).map_err(failed)?;
@@ -151,7 +213,7 @@ fn end_waiting(holder: &Holder) -> anyhow::Result<()> {
     let limit = Timespec { tv_sec: END_LIMIT.as_secs() as i64, tv_nsec: 0 };
     match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)) {
         Ok(0) => Err(anyhow!(
-            "the control plane (process {pid}), which is starting, does not end within {} s of SIGTERM; end it with: kill -KILL {pid}",
+            "{what} (process {pid}) does not end within {} s of SIGTERM; end it with: kill -KILL {pid}",
             END_LIMIT.as_secs()
         )),
         Ok(_) => Ok(()),

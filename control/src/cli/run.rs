@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::HybridChoice;
+use super::parent::{self, Alone};
 use super::runtime::runtime;
 use super::services::ServiceArguments;
 use super::signals::{Asked, Signals};
@@ -26,7 +27,7 @@ use crate::http::HttpServer;
 use crate::presence::{ENDING, Presence};
 use crate::services::{Prepared, ServiceSettings, Services};
 use crate::state::lock::Lock;
-use crate::state::{STATE_VARIABLE, ServerNote, State};
+use crate::state::{STATE_VARIABLE, ServerNote, State, StateError};
 use crate::supervise::LOG_VARIABLE;
 use crate::supervise::settings::Settings;
 use crate::supervise::{self, Cancel, End, EndError, ObtainError, Plane, PlaneStatus, Wanted};
@@ -34,7 +35,7 @@ use crate::validation;
 
 /// The program that this process runs, by the kernel's own reference to it: it is there also when the file was deleted or
 /// replaced, and a data plane of this build is what this control plane can attach to.
-const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(super) const OWN_PROGRAM: &str = "/proc/self/exe";
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -48,19 +49,21 @@ const OWN_PROGRAM: &str = "/proc/self/exe";
 
 No configuration is needed. The key is made at the first start and kept in the state directory.
 
-This process is the control plane. What forwards is a second one, the data plane, which it starts, or finds alive and
-attaches to: if this process is killed, no session is lost, and the next `ringwire run` with the same state directory goes
-on. Ctrl-C and SIGTERM end both in order; SIGHUP ends both when the terminal is closed, and otherwise is reserved.")]
+What forwards is a process of its own, the data plane; the control plane, another one, starts it, or finds it alive and attaches to
+it. This process starts the control plane, and starts it again when it crashes; under systemd, with --no-parent, --no-spawn, or
+with a configuration that is no file it is the control plane itself. If it is killed, no session is lost, and the next
+`ringwire run` with the same state directory goes on. Ctrl-C and SIGTERM end everything in order; SIGHUP does when the terminal is
+closed, and otherwise is reserved.")]
 pub(super) struct Arguments {
     /// Configuration: TOML, or a Go server's JSON as it is; flags are stronger [default: none]
     #[arg(long, value_name = "FILE", env = "RINGWIRE_CONFIG")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
     /// Address to accept sessions on, may be given several times; port 0 takes a free one [default: 127.0.0.1:8081]
     #[arg(long, value_name = "ADDRESS")]
     listen: Vec<SocketAddr>,
     /// Directory of the key, the sockets and server.json [default: $XDG_STATE_HOME/ringwire or ~/.local/state/ringwire]
     #[arg(long, value_name = "DIR", env = STATE_VARIABLE)]
-    state: Option<PathBuf>,
+    pub(super) state: Option<PathBuf>,
     /// How to talk to the kernel: auto takes io_uring where it is allowed [default: auto]
     #[arg(long, value_enum)]
     driver: Option<DriverArgument>,
@@ -78,10 +81,19 @@ pub(super) struct Arguments {
     orphan_limit: Option<f64>,
     /// On SIGINT and SIGTERM end this process alone; the data plane goes on until: ringwire stop
     #[arg(long)]
-    leave_dataplane: bool,
+    pub(super) leave_dataplane: bool,
     /// Start no data plane, wait for one that systemd or somebody else starts (ringwire dataplane)
     #[arg(long)]
-    no_spawn: bool,
+    pub(super) no_spawn: bool,
+    /// Be the control plane itself, for a supervisor that starts it again; a unit of systemd's is so by itself
+    #[arg(long)]
+    pub(super) no_parent: bool,
+    /// Be the control plane that this process has started
+    #[arg(long, value_name = "PID", hide = true)]
+    pub(super) child_of: Option<i32>,
+    /// There was one before, which crashed
+    #[arg(long, hide = true, requires = "child_of")]
+    pub(super) again: bool,
     /// Print one JSON object per event instead of text
     #[arg(long)]
     json: bool,
@@ -122,6 +134,11 @@ struct Ready<'a> {
 }
 
 pub(super) fn run(arguments: &Arguments, settings: &File) -> anyhow::Result<ExitCode> {
+    if let Some(parent) = arguments.child_of {
+        // Started by the kernel's name for the program, it would be called `exe` in lists of processes.
+        rustix::thread::set_name(c"ringwire").ok();
+        follow(parent)?;
+    }
     if let Some(problem) = validation::problems(settings, !arguments.no_spawn).into_iter().next() {
         return Err(anyhow!("{problem}. Nothing was started."));
     }
@@ -132,12 +149,30 @@ pub(super) fn run(arguments: &Arguments, settings: &File) -> anyhow::Result<Exit
     }
     let state = State::locate(arguments.state.clone())?;
     state.prepare()?;
-    let _lock = Lock::take(&state)?;
+    let _lock = arguments.lock(&state)?;
+    if parent::is_wanted(arguments) == Err(Alone::ConfigurationRunsDry) {
+        tracing::warn!(
+            "the configuration comes from a stream, which is there only once: if the control plane crashes it is not started again. \
+             Name a file, and it is"
+        );
+    }
     let runtime = runtime(Some(2))?;
     let code = runtime.block_on(serve(arguments, settings, &state));
     // What still blocks has its own deadline, and nobody waits for it.
     runtime.shutdown_background();
     code
+}
+
+/// Ends with the parent: who kills that means this process.
+fn follow(parent: i32) -> anyhow::Result<()> {
+    use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|error| anyhow!("cannot follow the parent: {error}; run: ringwire run --no-parent"))?;
+    // It may have died before.
+    let is_there = getppid().is_some_and(|pid| pid.as_raw_nonzero().get() == parent);
+    is_there
+        .then_some(())
+        .ok_or_else(|| anyhow!("process {parent}, which started this one, is gone. Nothing was started."))
 }
 
 async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow::Result<ExitCode> {
@@ -163,7 +198,7 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
     };
     let mut status = plane.watch();
     let note = Note { state, public_key, discovery: services.discovery_url() };
-    let begun = begin(&note, &plane, &services, arguments.json);
+    let begun = begin(&note, &plane, &services, arguments);
     let admin = match begun {
         Ok(admin) => admin,
         Err(error) => {
@@ -203,8 +238,15 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
     // Answers what is in progress, such as the order to stop.
     admin.stop().await;
     std::fs::remove_file(state.control_socket()).ok();
-    note.end(&plane.status(), end)?;
-    ended.map(|()| ExitCode::SUCCESS)
+    // Said here: to whoever started this process, an error that is returned means that it did not begin.
+    let noted = note.end(&plane.status(), end);
+    Ok(match ended.and(noted) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            writeln!(std::io::stderr(), "ringwire: {error}").ok();
+            ExitCode::FAILURE
+        }
+    })
 }
 
 /// Finds or starts a data plane; none: a signal came while there was none.
@@ -243,12 +285,20 @@ async fn start(
 }
 
 /// Makes the server known: the commands' way in, the note for tools, the word that it is ready.
-fn begin(note: &Note<'_>, plane: &Plane, services: &Services, json: bool) -> anyhow::Result<HttpServer> {
+fn begin(
+    note: &Note<'_>,
+    plane: &Plane,
+    services: &Services,
+    arguments: &Arguments,
+) -> anyhow::Result<HttpServer> {
     let socket = admin::bind(note.state)?;
     let first = note.write(&plane.status())?;
     let admin = Admin::new(note.state.clone(), plane.clone()).with_presence(services.presence().clone());
     let admin = admin.serve(socket);
-    announce(&first, &plane.status(), services, note.state, json)?;
+    // People have read it already; programs want to know the new process.
+    if arguments.json || !arguments.again {
+        announce(&first, &plane.status(), services, note.state, arguments.json)?;
+    }
     Ok(admin)
 }
 
@@ -295,6 +345,15 @@ async fn end_supervision(
 }
 
 impl Arguments {
+    /// This process's hold on the state directory.
+    fn lock(&self, state: &State) -> Result<Locks, StateError> {
+        // With a parent that is its part.
+        let parent = if self.child_of.is_none() { Some(Lock::take_as_parent(state)?) } else { None };
+        // Nobody else may begin while there is a parent; who holds it yet, is dying of the death of the one before.
+        let patience = if self.child_of.is_some() { parent::DYING_MAX } else { Duration::ZERO };
+        Ok(Locks { _own: Lock::take_within(state, patience)?, _parent: parent })
+    }
+
     /// The settings of the file, and those of the flags over them. To be asked for once: the file may be a pipe.
     pub(super) fn settings(&self) -> anyhow::Result<File> {
         let file = match &self.config {
@@ -332,6 +391,13 @@ impl Arguments {
         let log = file.log.as_ref().filter(|_| !is_named).map(ToString::to_string);
         Ok(Wanted { state: state.clone(), key, settings, program, layout, log })
     }
+}
+
+/// Held while this process is the control plane.
+#[derive(Debug)]
+struct Locks {
+    _own: Lock,
+    _parent: Option<Lock>,
 }
 
 /// `server.json`, kept true.
@@ -409,8 +475,8 @@ fn announce(
             String::new(),
             "Look at it, or measure it, from a second terminal:".to_owned(),
             String::new(),
-            format!("  {}", with_state("ringwire status", state)),
-            format!("  {}", with_state("ringwire bench bridge", state)),
+            format!("  {}", typed(&["status"], state)),
+            format!("  {}", typed(&["bench", "bridge"], state)),
             String::new(),
             "Stop it with Ctrl-C.".to_owned(),
         ]);
@@ -422,13 +488,19 @@ fn announce(
     Ok(())
 }
 
-/// A command that finds this server; names the state directory where it is not the usual one.
-fn with_state(command: &str, state: &State) -> String {
+/// A command that finds this server, as it is typed here: the program as this one was, the state directory where it is not the
+/// usual one.
+fn typed(words: &[&str], state: &State) -> String {
+    let program = std::env::args().next().unwrap_or_else(|| "ringwire".to_owned());
     let usual = State::locate(None).is_ok_and(|usual| usual.directory() == state.directory());
-    match (usual, std::env::var_os(STATE_VARIABLE)) {
-        (true, None) => command.to_owned(),
-        _ => format!("{command} --state {}", state.directory().display()),
+    let directory = state.directory().display().to_string();
+    let mut all = vec![program.as_str()];
+    all.extend(words);
+    if !usual || std::env::var_os(STATE_VARIABLE).is_some() {
+        all.extend(["--state", &directory]);
     }
+    // Only a zero byte cannot be quoted, and neither an argument nor a path has one.
+    shlex::try_join(all.iter().copied()).unwrap_or_else(|_| all.join(" "))
 }
 
 /// The first address as this machine reaches it: a wildcard is not an address to connect to.

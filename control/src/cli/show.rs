@@ -96,6 +96,14 @@ pub(super) fn status(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
             )),
             dataplane: admin::dataplane_status(&state).ok(),
         },
+        Err(ClientError::Absent { .. }) if let Some(parent) = Holder::of_parent(&state) => Status {
+            control: None,
+            control_error: Some(format!(
+                "crashed; process {} starts it again, and its log says how that goes. End the server with: ringwire stop",
+                parent.pid
+            )),
+            dataplane: admin::dataplane_status(&state).ok(),
+        },
         Err(ClientError::Absent { .. }) => {
             let dataplane = admin::dataplane_status(&state).map_err(|error| nothing_runs(&state, error))?;
             Status { control: None, control_error: None, dataplane: Some(dataplane) }

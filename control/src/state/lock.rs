@@ -1,19 +1,31 @@
-//! The lock of a state directory: one control plane at a time, and a second one learns who the first is.
+//! The locks of a state directory: one control plane at a time, and a second one learns who the first is.
 //!
-//! In: `STATE/lock`. Out: a [`Lock`] that lasts as long as the value, or the holder. The lock is the kernel's (`flock`),
-//! so that it ends with the process that holds it, however that ends; the file's text only names the holder.
+//! In: `STATE/lock` and `STATE/parent.lock`. Out: a [`Lock`] that lasts as long as the value, or the holder. The lock is the
+//! kernel's (`flock`), so that it ends with the process that holds it, however that ends; the file's text only names the holder.
+//! The control plane holds the first. The second is held by the process that looks after it, also while there is none, so that nobody
+//! comes in between; a control plane that nobody looks after holds both.
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use ringwire_dataplane::process::{PlainError, open_plain};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
 use super::{State, StateError};
+
+/// The control plane's.
+const CONTROL: &str = "lock";
+
+/// Of the process that looks after the control plane.
+const PARENT: &str = "parent.lock";
+
+/// Pause between two looks at a lock that is about to be let go.
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Longest text of a holder that is read back, in bytes.
 const HOLDER_LEN_MAX: u64 = 4096;
@@ -50,7 +62,16 @@ impl Holder {
     /// Who holds the lock of `state`, without touching it; none if nobody does, or it cannot be known. The process that the
     /// file names must have it open: a number alone may have passed to another, or be of another container.
     pub fn of(state: &State) -> Option<Self> {
-        let path = state.directory().join("lock");
+        Self::of_file(state, CONTROL)
+    }
+
+    /// The same of the process that looks after the control plane, also while that is being started again.
+    pub fn of_parent(state: &State) -> Option<Self> {
+        Self::of_file(state, PARENT)
+    }
+
+    fn of_file(state: &State, name: &str) -> Option<Self> {
+        let path = state.directory().join(name);
         let file = open_plain(&path, OFlags::RDONLY, Mode::empty()).ok()?;
         let of_lock = file.metadata().ok()?;
         let mut text = String::new();
@@ -79,7 +100,33 @@ impl Lock {
     /// # Errors
     /// [`StateError::Locked`] names who has it.
     pub fn take(state: &State) -> Result<Self, StateError> {
-        let path = state.directory().join("lock");
+        Self::take_file(state, CONTROL)
+    }
+
+    /// The same, and waits up to `patience` for a holder that is about to end.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_within(state: &State, patience: Duration) -> Result<Self, StateError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match Self::take(state) {
+                Err(StateError::Locked { .. }) if Instant::now() < deadline => thread::sleep(LOOK_INTERVAL),
+                taken => return taken,
+            }
+        }
+    }
+
+    /// Takes the lock of the process that looks after the control plane.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn take_as_parent(state: &State) -> Result<Self, StateError> {
+        Self::take_file(state, PARENT)
+    }
+
+    fn take_file(state: &State, name: &str) -> Result<Self, StateError> {
+        let path = state.directory().join(name);
         let failed = |action| {
             let path = path.clone();
             move |source| StateError::Io { action, path, source }
@@ -149,6 +196,31 @@ mod tests {
         drop(first);
         assert_eq!(Holder::of(&state), None);
         Lock::take(&state).unwrap();
+    }
+
+    #[test]
+    fn the_parent_has_a_lock_of_its_own() {
+        let (_directory, state) = state();
+        let parent = Lock::take_as_parent(&state).unwrap();
+        assert!(matches!(Lock::take_as_parent(&state), Err(StateError::Locked { .. })));
+        assert_eq!(Holder::of(&state), None);
+        let _control = Lock::take(&state).unwrap();
+        assert_eq!(Holder::of_parent(&state), Holder::of(&state));
+        drop(parent);
+        assert_eq!(Holder::of_parent(&state), None);
+    }
+
+    #[test]
+    fn who_is_about_to_end_is_waited_for_and_nobody_else() {
+        let (_directory, state) = state();
+        let first = Lock::take(&state).unwrap();
+        assert!(Lock::take_within(&state, Duration::from_millis(5)).is_err());
+        let end = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(20));
+            drop(first);
+        });
+        Lock::take_within(&state, Duration::from_secs(60)).unwrap();
+        end.join().unwrap();
     }
 
     #[test]

@@ -37,7 +37,7 @@ use obtain::Attached;
 pub use obtain::{ObtainError, Wanted, converse, stop};
 use plane::{ASKS_MAX, Ask};
 pub use plane::{End, EndError, Plane, PlaneStatus, Table};
-use restart::Restarts;
+pub use restart::Restarts;
 use ringwire_ipc::socket::ClientError;
 use settings::Settings;
 
@@ -159,8 +159,13 @@ impl Task {
     /// One attach, from its begin to its end.
     async fn attached(&mut self, attached: Attached, same: bool) -> Over {
         self.status.send_modify(|status| status.attached_to(&attached));
-        let Attached { lifeline, bell, channels, epoch, pid, listeners, settings, child, .. } = attached;
+        let Attached {
+            lifeline, bell, channels, epoch, pid, listeners, settings, child, is_draining, ..
+        } = attached;
         self.settings = settings;
+        // Told to end while there was no control plane: it is not to be replaced. Where others start it, they know.
+        self.draining |= is_draining && self.wanted.program.is_some();
+        self.status.send_modify(|status| status.draining |= self.draining);
         let mut remains = Remains { listeners, child, loss: String::new() };
         let mut channels = match Channels::new(channels, bell) {
             Ok(channels) => channels,

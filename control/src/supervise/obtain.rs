@@ -73,6 +73,8 @@ pub(super) struct Attached {
     pub(super) listeners: Vec<(SocketAddr, OwnedFd)>,
     /// What is in force, for a successor too: what was asked for, and what it had besides.
     pub(super) settings: Settings,
+    /// It drains, as it was told to before.
+    pub(super) is_draining: bool,
     /// The process, if it is this one's child.
     pub(super) child: Option<Child>,
 }
@@ -296,6 +298,7 @@ fn agree(
         connections_max: status.connections_max,
         listeners,
         settings,
+        is_draining: status.state == "draining",
         child: None,
     })
 }

@@ -1,6 +1,7 @@
-//! When a data plane that went away is looked for or started again: at once, and then with growing pauses.
+//! When a plane that went away is looked for or started again: at once, and then with growing pauses.
 //!
-//! In: that it is up, that it went away, with the time of each. Out: how long to wait. Without I/O; used by the task.
+//! In: that it is up, that it went away, with the time of each. Out: how long to wait. Without I/O; used by the task, and by the control
+//! plane's parent.
 
 use std::time::Duration;
 
@@ -12,24 +13,24 @@ const PAUSE_FIRST: Duration = Duration::from_millis(100);
 /// Longest pause between attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
-/// A data plane that was up this long has not failed in a row with what was before.
+/// A plane that was up this long has not failed in a row with what was before.
 const STABLE: Duration = Duration::from_secs(10);
 
 /// See the module's head.
 #[derive(Debug, Default)]
-pub(super) struct Restarts {
+pub struct Restarts {
     failures: u32,
     up_since: Option<Nanos>,
 }
 
 impl Restarts {
     /// It is attached.
-    pub(super) fn up(&mut self, now: Nanos) {
+    pub fn up(&mut self, now: Nanos) {
         self.up_since = Some(now);
     }
 
     /// It went away, or an attempt failed: how long to wait before the next one.
-    pub(super) fn failed(&mut self, now: Nanos) -> Duration {
+    pub fn failed(&mut self, now: Nanos) -> Duration {
         let lived = self.up_since.take().map_or(0, |since| now.saturating_sub(since));
         if u128::from(lived) >= STABLE.as_nanos() {
             self.failures = 0;

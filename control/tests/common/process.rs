@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use ringwire::dmsg::ServerAddress;
@@ -13,9 +14,11 @@ use serde_json::Value;
 /// What is waited for comes within this, also on a loaded machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A control plane and the data plane it started or found. Neither outlives the value.
+/// A server: the process that looks after it, the control plane that this started, and the data plane that that started or found.
+/// None of them outlives the value.
 pub struct Planes {
-    control: Child,
+    /// What `ringwire run` is.
+    program: Child,
     state: PathBuf,
     pub ready: Value,
     /// Of the data plane that was last known.
@@ -24,8 +27,8 @@ pub struct Planes {
 
 impl Drop for Planes {
     fn drop(&mut self) {
-        self.control.kill().ok();
-        self.control.wait().ok();
+        self.program.kill().ok();
+        self.program.wait().ok();
         send(self.dataplane_pid, Signal::KILL);
         // A successor that the test did not learn of.
         let holder = std::fs::read_to_string(self.state.join("dataplane.lock")).unwrap_or_default();
@@ -49,15 +52,15 @@ impl Planes {
     pub fn try_start_of(mut command: Command, state: &Path, arguments: &[&str]) -> Result<Self, String> {
         on_state(&mut command, state);
         command.args(["run", "--json"]).args(arguments).stdout(Stdio::piped());
-        let mut control = command.spawn().unwrap();
+        let mut program = command.spawn().unwrap();
         let mut line = String::new();
-        BufReader::new(control.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        BufReader::new(program.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let Ok(ready) = serde_json::from_str::<Value>(&line) else {
-            control.wait().unwrap();
+            program.wait().unwrap();
             return Err(line);
         };
         let dataplane_pid = ready["dataplane_pid"].as_u64().unwrap() as u32;
-        Ok(Self { control, state: state.to_owned(), ready, dataplane_pid })
+        Ok(Self { program, state: state.to_owned(), ready, dataplane_pid })
     }
 
     /// Where clients connect.
@@ -70,8 +73,20 @@ impl Planes {
         text.parse().unwrap()
     }
 
+    /// Of the control plane that was ready first.
     pub fn control_pid(&self) -> u32 {
-        self.control.id()
+        self.ready["control_pid"].as_u64().unwrap() as u32
+    }
+
+    /// What was started, and looks after it.
+    pub fn program_pid(&self) -> u32 {
+        self.program.id()
+    }
+
+    /// The control plane that `server.json` names now.
+    pub fn noted_control(&self) -> Option<u32> {
+        let note = std::fs::read(self.state.join("server.json")).ok()?;
+        Some(serde_json::from_slice::<Value>(&note).ok()?["control_pid"].as_u64()? as u32)
     }
 
     /// The data plane that `server.json` names now.
@@ -80,16 +95,20 @@ impl Planes {
         Some(serde_json::from_slice::<Value>(&note).ok()?["dataplane_pid"].as_u64()? as u32)
     }
 
-    /// SIGKILL for the control plane alone.
+    /// SIGKILL for what was started, which the control plane does not outlive. The data plane does.
     pub fn kill_control(&mut self) {
-        self.control.kill().unwrap();
-        self.control.wait().unwrap();
+        let control = self.noted_control();
+        self.program.kill().unwrap();
+        self.program.wait().unwrap();
+        if let Some(control) = control {
+            until("the control plane has died of it", || !is_alive(control));
+        }
     }
 
     /// A new control plane in place of the dead one.
     pub fn run_again(&mut self, state: &Path, arguments: &[&str]) {
         let mut again = Self::try_start(state, arguments).expect("a control plane that attaches");
-        std::mem::swap(&mut self.control, &mut again.control);
+        std::mem::swap(&mut self.program, &mut again.program);
         self.ready = std::mem::take(&mut again.ready);
         self.dataplane_pid = again.dataplane_pid;
         // What is left in it is a child that was waited for.
@@ -98,20 +117,29 @@ impl Planes {
     }
 
     pub fn signal(&self, signal: Signal) {
-        send(self.control_pid(), signal);
+        send(self.program_pid(), signal);
     }
 
-    /// How the control plane ended.
+    /// How what was started ended.
     pub fn exit_code(&mut self) -> Option<i32> {
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
-            if let Some(status) = self.control.try_wait().unwrap() {
+            if let Some(status) = self.program.try_wait().unwrap() {
                 return status.code();
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        panic!("the control plane does not end");
+        panic!("the server does not end");
     }
+}
+
+/// An address of the loopback that stays free while nobody listens on it: its port is none that the kernel gives away.
+pub fn lasting_address() -> String {
+    static TAKEN: AtomicUsize = AtomicUsize::new(0);
+    let begin = std::process::id() as usize + 1000 * TAKEN.fetch_add(1, Ordering::Relaxed);
+    let mut ports = (20_000..32_000_u16).cycle().skip(begin % 12_000).take(1000);
+    let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    format!("127.0.0.1:{}", ports.find(free).expect("a free port"))
 }
 
 /// What is made for a test is open to everybody as far as the umask allows; a state directory must not be.
