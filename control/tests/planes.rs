@@ -437,6 +437,7 @@ fn wanted(state: &Path) -> Wanted {
         program: None,
         layout: ringwire_ipc::LAYOUT_HASH,
         log: None,
+        log_sessions: false,
     }
 }
 

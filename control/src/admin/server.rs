@@ -12,7 +12,7 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use ringwire_dataplane::counters::Counter;
 use ringwire_dataplane::limits::WAIT_US_MAX;
-use ringwire_ipc::message::{HybridPolicy, Order, PeerKey, Reason, Setting};
+use ringwire_ipc::message::{HybridPolicy, Order, PeerKey, Setting};
 use ringwire_proto::identity::PublicKey;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -25,7 +25,7 @@ use crate::http::{HttpServer, Limits};
 use crate::presence::{Absence, DRAINING, ENDING, Presence};
 use crate::registration::Standing;
 use crate::state::{State, StateError};
-use crate::supervise::mirror::{AskError, Outcome};
+use crate::supervise::mirror::{AskError, Outcome, reason_text};
 use crate::supervise::{End, EndError, Plane, monotonic_ns};
 
 /// Longest drain that can be asked for, in seconds: a month.
@@ -244,20 +244,6 @@ async fn closed(Shared(admin): Shared<Admin>) -> Answer<ClosedSessions> {
         }
     });
     Ok(Json(ClosedSessions { closed: closed.collect() }))
-}
-
-fn reason_text(reason: Option<Reason>) -> (&'static str, Option<i32>) {
-    match reason {
-        None => ("unobserved", None),
-        Some(Reason::PeerClosed) => ("peer_closed", None),
-        Some(Reason::ConnectionFailed(errno)) => ("connection_failed", Some(errno)),
-        Some(Reason::Displaced) => ("displaced", None),
-        Some(Reason::Violation) => ("violation", None),
-        Some(Reason::Dead) => ("dead", None),
-        Some(Reason::Ordered) => ("ordered", None),
-        Some(Reason::Stopping) => ("stopping", None),
-        Some(Reason::AddressShare) => ("address_share", None),
-    }
 }
 
 async fn streams(Shared(admin): Shared<Admin>) -> Answer<Streams> {

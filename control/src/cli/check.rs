@@ -202,6 +202,7 @@ fn named(file: &File) -> Vec<(&'static str, String)> {
         sessions_per_address,
         proxy_from,
         log,
+        log_sessions,
         secret_key,
         warnings: _,
     } = file;
@@ -229,6 +230,7 @@ fn named(file: &File) -> Vec<(&'static str, String)> {
         ("sessions_per_address", sessions_per_address.map(|number| number.to_string())),
         ("proxy_from", proxy_from.as_deref().map(joined)),
         ("log", log.as_ref().map(ToString::to_string)),
+        ("log_sessions", log_sessions.map(|is_on| is_on.to_string())),
         // Of the key nothing but what everybody may know.
         ("public_key", secret_key.as_ref().map(|key| key.secret().public_key().to_string())),
     ];

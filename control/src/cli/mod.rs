@@ -7,6 +7,7 @@ mod check;
 mod dataplane;
 mod dmsg;
 mod doctor;
+mod events;
 mod keys;
 mod operate;
 mod output;
@@ -21,14 +22,16 @@ mod systemd;
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::str::FromStr as _;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use ringwire_proto::noise::Hybrid;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Directive;
 
 use crate::config::{HybridSetting, LogFilter};
-use crate::supervise::LOG_VARIABLE;
+use crate::supervise::{LOG_VARIABLE, SESSION_LOG};
 
 /// What `--version` says: the number, and the commit it was built from.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGWIRE_BUILD_COMMIT_SHORT"), ")");
@@ -51,6 +54,7 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGWIRE_BU
 Environment:
   RINGWIRE_STATE   directory of the key and of the note a running server leaves
   RINGWIRE_LOG     log filter, such as info, debug or warn,ringwire_dataplane=trace (default: warn)
+  NO_COLOR         if it is set to anything: no colours, not even on a terminal
 
 Exit codes: 0 done, 1 failed, 2 not understood, 3 (status) one plane is missing."
 )]
@@ -155,8 +159,11 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) if arguments.again => ExitCode::from(parent::NOT_BEGUN),
         _ => ExitCode::FAILURE,
     };
-    let named = settings.as_ref().and_then(|settings| settings.as_ref().ok()?.log.clone());
-    let _log = start_log(matches!(arguments.command, Command::Dataplane(_)), named);
+    let file = settings.as_ref().and_then(|settings| settings.as_ref().ok());
+    let log_sessions = file.is_some_and(|file| file.log_sessions == Some(true));
+    // Nor is the picture of the sessions to wait for whoever reads of each of them.
+    let never_wait = log_sessions || matches!(arguments.command, Command::Dataplane(_));
+    let _log = start_log(never_wait, file.and_then(|file| file.log.clone()), log_sessions);
     let result = match arguments.command {
         Command::Run(arguments) => match settings {
             None => parent::run(&arguments),
@@ -188,12 +195,15 @@ pub fn main() -> ExitCode {
 
 /// Starts the log on the error output. With `never_wait` lines go through a bounded queue and are dropped when nobody takes
 /// them: a worker must not wait for whoever reads our errors. Keep what is returned; it writes out what is queued.
-/// The environment is stronger than the filter `named` in a configuration.
-fn start_log(never_wait: bool, named: Option<LogFilter>) -> Option<WorkerGuard> {
+/// The environment is stronger than the filter `named` in a configuration; with `log_sessions` their lines pass either.
+fn start_log(never_wait: bool, named: Option<LogFilter>, log_sessions: bool) -> Option<WorkerGuard> {
     let environment = std::env::var_os(LOG_VARIABLE);
     let (filter, fault) =
         LogFilter::chosen(environment.as_deref().map(OsStr::to_string_lossy).as_deref(), named);
-    let guard = start_filtered(never_wait, filter.directives());
+    let sessions = log_sessions.then(|| Directive::from_str(&format!("{SESSION_LOG}=info")).ok()).flatten();
+    let directives = filter.directives();
+    let filter = sessions.into_iter().fold(directives, EnvFilter::add_directive);
+    let guard = start_filtered(never_wait, filter);
     if let Some(fault) = fault {
         tracing::warn!("{LOG_VARIABLE}: {fault}. Logging at info");
     }
@@ -201,7 +211,9 @@ fn start_log(never_wait: bool, named: Option<LogFilter>) -> Option<WorkerGuard> 
 }
 
 fn start_filtered(never_wait: bool, filter: EnvFilter) -> Option<WorkerGuard> {
-    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    // By the convention of no-color.org: whatever it says, if it says anything.
+    let is_plain = std::env::var_os("NO_COLOR").is_some_and(|text| !text.is_empty());
+    let ansi = !is_plain && std::io::IsTerminal::is_terminal(&std::io::stderr());
     // Fails only when a subscriber is set already: then that one is meant.
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -16,6 +16,7 @@ use serde::Serialize;
 use tokio::task::JoinHandle;
 
 use super::HybridChoice;
+use super::events::Events;
 use super::parent::{self, Alone};
 use super::runtime::runtime;
 use super::services::ServiceArguments;
@@ -94,7 +95,10 @@ pub(super) struct Arguments {
     /// There was one before, which crashed
     #[arg(long, hide = true, requires = "child_of")]
     pub(super) again: bool,
-    /// Print one JSON object per event instead of text
+    /// Write a line into the log for every session that opens or ends, with its address
+    #[arg(long)]
+    log_sessions: bool,
+    /// Print one JSON object per event instead of text: ready, data plane lost and new, draining, registration lost and back, ending
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -210,8 +214,10 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
             return Err(error);
         }
     };
-    status.borrow_and_update();
-    systemd.ready(&plane.status());
+    let first = status.borrow_and_update().clone();
+    systemd.ready(&first);
+    let standings = services.presence().registration().watch();
+    let mut events = arguments.json.then(|| Events::new(first, standings));
 
     let end = loop {
         tokio::select! {
@@ -224,6 +230,7 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
             Ok(()) = status.changed() => {
                 let now = status.borrow_and_update().clone();
                 systemd.status(&now);
+                events.iter_mut().for_each(|events| events.plane(&now));
                 if now.attached && let Err(error) = note.write(&now) {
                     tracing::error!(%error, "server.json is out of date");
                 }
@@ -232,6 +239,7 @@ async fn serve(arguments: &Arguments, settings: &File, state: &State) -> anyhow:
         }
     };
     tracing::info!(?end, "ending");
+    events.iter_mut().for_each(|events| events.ending(end));
     systemd.stopping();
     let ended = leave_and_end(services.presence(), &plane, end, &mut signals).await;
     services.stop().await;
@@ -369,6 +377,7 @@ impl Arguments {
             orphan_limit_ms: self
                 .orphan_limit
                 .map(|seconds| Duration::from_secs_f64(seconds).as_millis() as u64),
+            log_sessions: self.log_sessions.then_some(true),
             ..self.services.settings()
         });
         if let Some(path) = &self.config {
@@ -389,7 +398,8 @@ impl Arguments {
         // What the environment names is stronger, and is the child's as it is ours.
         let is_named = std::env::var_os(LOG_VARIABLE).is_some_and(|text| !text.is_empty());
         let log = file.log.as_ref().filter(|_| !is_named).map(ToString::to_string);
-        Ok(Wanted { state: state.clone(), key, settings, program, layout, log })
+        let log_sessions = file.log_sessions.unwrap_or(false);
+        Ok(Wanted { state: state.clone(), key, settings, program, layout, log, log_sessions })
     }
 }
 

@@ -157,4 +157,11 @@ pub const SETTINGS: &[SettingHelp] = &[
         live: false,
         help: "What is logged; RINGWIRE_LOG is stronger. Empty is the default.",
     },
+    SettingHelp {
+        name: "log_sessions",
+        values: "true or false",
+        default: "false",
+        live: false,
+        help: "A line in the log for every session that opens or ends, with its address, whatever `log` says.",
+    },
 ];

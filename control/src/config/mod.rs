@@ -72,6 +72,8 @@ pub struct File {
     pub proxy_from: Option<Vec<Network>>,
     /// Log filter.
     pub log: Option<LogFilter>,
+    /// Every session in the log.
+    pub log_sessions: Option<bool>,
     /// The server's key, for files of the Go server, which carry it.
     #[serde(skip)]
     pub secret_key: Option<FileKey>,
@@ -222,6 +224,7 @@ impl File {
             sessions_per_address: over.sessions_per_address.or(self.sessions_per_address),
             proxy_from: over.proxy_from.or(self.proxy_from),
             log: over.log.or(self.log),
+            log_sessions: over.log_sessions.or(self.log_sessions),
             secret_key: over.secret_key.or(self.secret_key),
             warnings: [self.warnings, over.warnings].concat(),
         }
@@ -359,6 +362,7 @@ mod tests {
         assert_eq!(file.sessions_per_address, Some(20));
         assert_eq!(file.proxy_from.unwrap()[1].to_string(), "2001:db8::/32");
         assert_eq!(file.log, Some("info".parse().unwrap()));
+        assert_eq!(read("log_sessions = true").unwrap().log_sessions, Some(true));
         assert_eq!(read("log = \"\"").unwrap().log, Some(LogFilter::default()));
         assert_eq!(read("\u{feff}workers = 2").unwrap().workers, Some(2));
         assert_eq!(read("# nothing").unwrap(), File::default());

@@ -23,6 +23,7 @@ use super::mirror::{AskError, Mirror, Nanos, Outcome, Ticket};
 use super::obtain::listens;
 use super::plane::{Ask, PlaneStatus, Table};
 use super::pulse::{BEAT, Pulse};
+use super::session_log;
 
 /// Events of one worker handled before other things get their turn: a whole ring.
 const EVENTS_PER_TURN_MAX: usize = 4096;
@@ -96,14 +97,17 @@ pub(super) struct Channels {
     pulse: Pulse,
     /// When to look at it and at the listeners next.
     beat_at: Nanos,
+    /// Every session is to be in the log.
+    log_sessions: bool,
 }
 
 impl Channels {
     /// Must be called inside a tokio runtime.
-    pub(super) fn new(ends: Vec<ControlEnd>, bell: OwnedFd) -> io::Result<Self> {
+    pub(super) fn new(ends: Vec<ControlEnd>, bell: OwnedFd, log_sessions: bool) -> io::Result<Self> {
         let bell = std::os::unix::net::UnixStream::from(bell);
         bell.set_nonblocking(true)?;
-        Ok(Self { ends, bell: UnixStream::from_std(bell)?, pulse: Pulse::default(), beat_at: 0 })
+        let bell = UnixStream::from_std(bell)?;
+        Ok(Self { ends, bell, pulse: Pulse::default(), beat_at: 0, log_sessions })
     }
 
     /// Number of workers.
@@ -204,6 +208,9 @@ impl Channels {
             while handled < EVENTS_PER_TURN_MAX
                 && let Some(event) = end.event()?
             {
+                if self.log_sessions {
+                    session_log::write(worker, &event, mirror);
+                }
                 mirror.handle_event(worker, &event, now());
                 handled += 1;
             }

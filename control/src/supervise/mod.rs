@@ -19,6 +19,7 @@ mod obtain;
 mod plane;
 mod pulse;
 mod restart;
+mod session_log;
 
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -39,6 +40,7 @@ use plane::{ASKS_MAX, Ask};
 pub use plane::{End, EndError, Plane, PlaneStatus, Table};
 pub use restart::Restarts;
 use ringwire_ipc::socket::ClientError;
+pub use session_log::TARGET as SESSION_LOG;
 use settings::Settings;
 
 /// Environment variable with the log filter, such as `debug` or `ringwire=trace`: of this process, and of a data plane it
@@ -167,7 +169,7 @@ impl Task {
         self.draining |= is_draining && self.wanted.program.is_some();
         self.status.send_modify(|status| status.draining |= self.draining);
         let mut remains = Remains { listeners, child, loss: String::new() };
-        let mut channels = match Channels::new(channels, bell) {
+        let mut channels = match Channels::new(channels, bell, self.wanted.log_sessions) {
             Ok(channels) => channels,
             Err(error) => {
                 remains.loss = format!("its bell cannot be waited for: {error}");

@@ -53,6 +53,8 @@ pub struct Wanted {
     pub layout: u64,
     /// Log filter for one that is started; none: as in this process's environment.
     pub log: Option<String>,
+    /// Whether every session is to be in this process's log.
+    pub log_sessions: bool,
 }
 
 /// A data plane that this process is attached to.

@@ -22,6 +22,21 @@ pub struct ClosedSession {
     pub reason: Option<Reason>,
 }
 
+/// Why a session ended, as one word, and the system's number of the failure where there is one.
+pub fn reason_text(reason: Option<Reason>) -> (&'static str, Option<i32>) {
+    match reason {
+        None => ("unobserved", None),
+        Some(Reason::PeerClosed) => ("peer_closed", None),
+        Some(Reason::ConnectionFailed(errno)) => ("connection_failed", Some(errno)),
+        Some(Reason::Displaced) => ("displaced", None),
+        Some(Reason::Violation) => ("violation", None),
+        Some(Reason::Dead) => ("dead", None),
+        Some(Reason::Ordered) => ("ordered", None),
+        Some(Reason::Stopping) => ("stopping", None),
+        Some(Reason::AddressShare) => ("address_share", None),
+    }
+}
+
 /// See the module's head.
 #[derive(Debug, Default)]
 pub(super) struct ClosedLog(VecDeque<ClosedSession>);

@@ -24,7 +24,7 @@ use std::time::Duration;
 use ringwire_ipc::message::{Answer, Command, Event, Order, SessionNote};
 
 use closed::ClosedLog;
-pub use closed::ClosedSession;
+pub use closed::{ClosedSession, reason_text};
 use pending::Pending;
 pub use pending::{AskError, BridgeList, Outcome, Ticket};
 
@@ -226,6 +226,11 @@ impl Mirror {
         self.workers.iter().enumerate().flat_map(|(worker, view)| {
             view.sessions.values().map(move |known| MirroredSession { worker, note: known.note })
         })
+    }
+
+    /// One of a worker's sessions, by its number.
+    pub fn session(&self, worker: usize, session: u64) -> Option<SessionNote> {
+        self.workers.get(worker)?.sessions.get(&session).map(|known| known.note)
     }
 
     /// Sessions that ended, the latest first.
