@@ -10,6 +10,7 @@ mod fuzz;
 mod sim;
 mod steps;
 mod test;
+mod tidy;
 mod watch;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +28,8 @@ struct Arguments {
 enum Command {
     /// Everything a reviewer runs: format, clippy, documentation, all tests.
     Test(test::Arguments),
+    /// Whether the documents speak of the tree that is there.
+    Tidy(tidy::Arguments),
     /// Measure against reference relays in the same run.
     Bench(bench::Arguments),
     /// Attack the real server, with an honest client beside.
@@ -40,6 +43,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Test(arguments) => test::run(&arguments),
+        Command::Tidy(arguments) => tidy::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
         Command::Flood(arguments) => flood::run(&arguments),
         Command::Fuzz(arguments) => fuzz::run(&arguments),

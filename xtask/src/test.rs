@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 #[derive(clap::Args)]
 pub(crate) struct Arguments {}
 
-/// Runs format check, clippy, documentation, all tests, 500 seeds of the simulator and the proof that it catches bugs. A test
+/// Runs format check, the look at the documents, clippy, documentation, all tests, 500 seeds of the simulator and the proof that it catches bugs. A test
 /// that fails hides no other; each that failed, or hung and was ended, is named at the end. One on real sockets or processes
 /// that failed is repeated alone: if it passes, it is named as flaky and fails nothing.
 pub(crate) fn run(_arguments: &Arguments) -> Result<()> {
@@ -47,6 +47,7 @@ fn steps() -> Vec<Step> {
     let tests = step("tests", &["test", "--workspace", "--no-fail-fast"], &[]);
     vec![
         step("format", &["fmt", "--all", "--check"], &[]),
+        step("tidy", &["xtask", "tidy"], &[]),
         step("clippy", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
         step("documents", &["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]),
         Step { repeated: REPEATED, ..tests },
