@@ -11,7 +11,7 @@ use ringwire_dataplane::{limits, ring};
 use serde::Serialize;
 
 use crate::config::{ConfigError, Url};
-use crate::state::{State, StateError};
+use crate::state::{Look, State, StateError};
 use crate::validation::{Found, Place, Problem};
 
 /// How long a question to a discovery may take.
@@ -84,17 +84,28 @@ fn workers_on(count: usize, cores: usize) -> Finding {
 
 /// Looks at what the state directory holds, or why there is none.
 pub fn state(state: Result<State, StateError>) -> Finding {
-    let looked = state.and_then(|state| Ok((state.look()?, state)));
+    let looked = state.and_then(|state| Ok((state.look_as_owner()?, state)));
     match looked {
-        Ok((Some(key), state)) => {
-            Finding::good("state", format!("{}, key {key}", state.directory().display()))
+        Ok((Look { key, owner }, state)) => {
+            let by = owner.map(|user| format!(", as its owner, user {user}, sees it")).unwrap_or_default();
+            let directory = state.directory().display();
+            Finding::good(
+                "state",
+                match key {
+                    Some(key) => format!("{directory}{by}: key {key}"),
+                    None => format!("{directory}{by}: can be used; a key is made at the first start"),
+                },
+            )
         }
-        Ok((None, state)) => Finding::good(
-            "state",
-            format!("{}: can be used; a key is made at the first start", state.directory().display()),
-        ),
         Err(error) => Finding::bad("state", Level::Failure, error.to_string(), NO_START),
     }
+}
+
+/// That the configuration's key and the state directory's differ, as [`validation::other_key`](crate::validation::other_key)
+/// says it.
+pub fn other_key(found: impl Into<String>) -> Finding {
+    let cure = "Two keys are two servers to everybody: keep the one that clients and discoveries know.";
+    Finding::bad("key", Level::Warning, found, cure)
 }
 
 /// A configuration that cannot be read.

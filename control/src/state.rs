@@ -21,10 +21,12 @@ use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use ringwire_dataplane::process::{PlainError, open_plain};
 use ringwire_proto::identity::{PublicKey, SecretKey};
 use rustix::fs::{Access, Mode, OFlags};
+use rustix::process::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -48,8 +50,8 @@ pub enum StateError {
     NoHome,
     /// The directory belongs to somebody else.
     #[error(
-        "{path} belongs to user {owner}, and this process is user {user}; name a directory of your own with --state DIR, \
-         or run: chown {user} {path}"
+        "{path} belongs to user {owner}, and this process is user {user}; run this as that user, name a directory of your \
+         own with --state DIR, or if it is to be yours, with all that is in it: chown -R {user} {path}"
     )]
     Owner {
         /// The directory.
@@ -160,6 +162,15 @@ pub enum StateError {
         /// The key file.
         path: PathBuf,
     },
+    /// The key file is empty.
+    #[error(
+        "{path} is empty: it holds no key. If this server has run before, restore its key from a backup; if not, an older \
+         build met a full disk at the first start and left it: remove it, and a key is made at the next start"
+    )]
+    KeyEmpty {
+        /// The key file.
+        path: PathBuf,
+    },
     /// The key file does not hold a secret key.
     #[error(
         "{path} does not hold a secret key (64 hex digits, not zero); restore it from a backup, or move it away and a \
@@ -207,6 +218,15 @@ pub enum StateError {
         /// The answer.
         source: io::Error,
     },
+}
+
+/// What was seen of a state directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Look {
+    /// The key a server would have; none when it would make one at its first start.
+    pub key: Option<PublicKey>,
+    /// As which user it was looked at, when not as this process's.
+    pub owner: Option<u32>,
 }
 
 /// A state directory.
@@ -285,6 +305,29 @@ impl State {
             Ok(key) => Ok(Some(key.public_key())),
             Err(StateError::KeyAbsent { .. }) => Ok(None),
             Err(error) => Err(error),
+        }
+    }
+
+    /// As [`look`](Self::look), and root sees the directory of another user as that user would, who is to run the server: with
+    /// that one's rights, and the directory's group alone.
+    ///
+    /// # Errors
+    /// As [`look`](Self::look).
+    pub fn look_as_owner(&self) -> Result<Look, StateError> {
+        let owner = match fs::metadata(&self.directory) {
+            Ok(metadata) if rustix::process::geteuid().is_root() && metadata.uid() != 0 => metadata,
+            _ => return Ok(Look { key: self.look()?, owner: None }),
+        };
+        let (user, group) = (owner.uid(), owner.gid());
+        // Who one is, is the kernel's for each thread alone, and this one's ends with it.
+        let looked = thread::scope(|scope| {
+            let as_owner = scope.spawn(|| become_user(user, group).is_ok().then(|| self.look()));
+            as_owner.join().unwrap_or_default()
+        });
+        // A root that may not become anybody is a user like another.
+        match looked {
+            Some(looked) => Ok(Look { key: looked?, owner: Some(user) }),
+            None => Ok(Look { key: self.look()?, owner: None }),
         }
     }
 
@@ -392,6 +435,15 @@ impl State {
     }
 }
 
+/// Gives this thread alone the rights of a user, for good.
+fn become_user(user: u32, group: u32) -> rustix::io::Result<()> {
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+    set_thread_groups(&[])?;
+    set_thread_res_gid(group, group, group)?;
+    set_thread_res_uid(user, user, user)
+}
+
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StateError {
     let path = path.to_owned();
     move |source| StateError::Io { action, path, source }
@@ -474,7 +526,12 @@ mod tests {
         let (_directory, state) = state();
         state.key().unwrap();
         let path = state.directory().join("key");
-        for text in ["", "zz", &"0".repeat(64), &"f".repeat(64), &"1".repeat(63)] {
+        for text in ["", "\n"] {
+            fs::write(&path, text).unwrap();
+            assert!(matches!(state.key(), Err(StateError::KeyEmpty { .. })), "{text:?}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        for text in ["zz", &"0".repeat(64), &"f".repeat(64), &"1".repeat(63)] {
             fs::write(&path, text).unwrap();
             assert!(matches!(state.key(), Err(StateError::KeyMalformed { .. })), "{text:?}");
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
@@ -586,6 +643,8 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains("user 12345") && text.contains("chown 0"), "{text}");
         }
+        // The directory is root's, and so is the judgement.
+        assert!(matches!(state.look_as_owner(), Err(StateError::KeyOwner { user: 0, .. })));
         // To look at, it is a key like another.
         assert!(key_file::read(&state.key_path()).is_ok());
     }

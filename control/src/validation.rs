@@ -58,6 +58,19 @@ pub fn problems(file: &File, here: bool) -> Vec<Problem> {
     problems
 }
 
+/// That a file carries another key than its server's state directory holds, if it does: which of them the server is, and what
+/// to do. Nothing is refused for it.
+pub fn other_key(file: &File, state: &State) -> Option<String> {
+    let carried = file.secret_key.as_ref()?.secret().public_key();
+    let kept = state.look_as_owner().ok()?.key.filter(|kept| *kept != carried)?;
+    let path = state.key_path();
+    Some(format!(
+        "the configuration carries the key {carried}, and {path} holds another one, {kept}: the server is the first. If that is \
+         right, move {path} away; if not, use a configuration without a key, or name another directory with --state",
+        path = path.display()
+    ))
+}
+
 /// What the data plane would say to these settings.
 fn of_dataplane(file: &File) -> Option<Problem> {
     let settings = Settings::from(file);

@@ -350,3 +350,108 @@ fn a_state_directory_that_others_can_enter_is_refused_by_both_planes() {
         std::fs::remove_dir(&state).unwrap();
     }
 }
+
+#[test]
+fn root_sees_a_services_directory_as_the_service_does() {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+    if !rustix::process::geteuid().is_root() {
+        // Only root can give a directory away.
+        return;
+    }
+    const SERVICE: u32 = 12_345;
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    let state = path(&directory, "state");
+    std::fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+    let key = String::from_utf8(run(&["keys", "generate", &format!("{state}/key")]).stdout).unwrap();
+    for given in [&state, &format!("{state}/key")] {
+        chown(given, Some(SERVICE), Some(SERVICE)).unwrap();
+    }
+    let (level, found) = state_finding(&run(&["doctor", "--json", "--state", &state]));
+    assert!(
+        level == "good" && found.ends_with(key.trim()) && found.contains("user 12345"),
+        "{level} {found}"
+    );
+    let output = run(&["check", "--state", &state, "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["state"]["public_key"], key.trim(), "{output:?}");
+    assert_eq!(report["state"]["judged_as_user"], SERVICE);
+    let shown = String::from_utf8(run(&["check", "--state", &state]).stdout).unwrap();
+    assert!(shown.contains("user 12345"), "{shown}");
+
+    // What that user cannot do is a failure, and not for root to cure by taking the directory.
+    std::fs::set_permissions(&state, std::fs::Permissions::from_mode(0o500)).unwrap();
+    let (level, found) = state_finding(&run(&["doctor", "--json", "--state", &state]));
+    assert!(level == "failure" && found.contains("Permission denied"), "{level} {found}");
+    assert!(!found.contains("chown 0"), "{found}");
+    // A start by root is another matter, and is refused with what helps.
+    let text = errors(&run(&["run", "--state", &state, "--listen", "127.0.0.1:0"]));
+    assert!(text.contains("user 12345") && text.contains("run this as that user"), "{text}");
+}
+
+#[test]
+fn an_empty_key_that_an_older_build_left_on_a_full_disk_is_named_as_such() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = path(&directory, "state");
+    std::fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+    let key = format!("{state}/key");
+    std::fs::write(&key, "").unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    for words in [&["run", "--state", &state, "--listen", "127.0.0.1:0"][..], &["check", "--state", &state]] {
+        let output = run(words);
+        let text = errors(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        for said in [&*key, "is empty", "full disk", "remove it", "from a backup"] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+    }
+    let (level, found) = state_finding(&run(&["doctor", "--json", "--state", &state]));
+    assert!(level == "failure" && found.contains("full disk"), "{level} {found}");
+}
+
+#[test]
+fn a_configuration_with_another_key_than_the_state_directory_is_told_everywhere() {
+    let vector: Value = serde_json::from_str(include_str!("vectors/dmsg-server-config-2024.json")).unwrap();
+    let mut go: Value = serde_json::from_str(vector["default_config_file_utf8"].as_str().unwrap()).unwrap();
+    for (name, value) in
+        [("public_address", "203.0.113.7:8081"), ("local_address", ":0"), ("health_endpoint_address", ":0")]
+    {
+        go[name] = value.into();
+    }
+    go["discovery"] = "http://127.0.0.1:1".into();
+    let directory = tempfile::tempdir().unwrap();
+    let (state, file) = (path(&directory, "state"), path(&directory, "config.json"));
+    std::fs::write(&file, go.to_string()).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let carried = go["public_key"].as_str().unwrap();
+    let check = |also: &[&str]| {
+        let output = run(&[&["check", "--config", &file, "--state", &state], also].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    std::fs::DirBuilder::new().mode(0o700).create(&state).unwrap();
+    assert!(!check(&[]).contains("carries the key"), "there is no other key yet");
+    let kept = String::from_utf8(run(&["keys", "generate", &format!("{state}/key")]).stdout).unwrap();
+    let tells = |text: &str| {
+        for said in [carried, kept.trim(), &format!("{state}/key"), "the server is the first"] {
+            assert!(text.contains(said), "{said}: {text}");
+        }
+    };
+    tells(&check(&[]));
+    let report: Value = serde_json::from_str(&check(&["--json"])).unwrap();
+    tells(report["warnings"].as_array().unwrap().last().unwrap().as_str().unwrap());
+    let output = run(&["doctor", "--json", "--config", &file, "--state", &state]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let finding = report["findings"].as_array().unwrap().iter().find(|finding| finding["name"] == "key");
+    let finding = finding.unwrap_or_else(|| panic!("{report}"));
+    assert_eq!(finding["level"], "warning");
+    tells(finding["found"].as_str().unwrap());
+
+    let words = ["run", "--json", "--config", &file, "--state", &state, "--orphan-limit", "1"];
+    let mut child = Process(ringwire(&words).spawn().unwrap());
+    assert!(ready(&mut child).contains(carried));
+    assert!(run(&["stop", "--state", &state]).status.success());
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut child.0.stderr.take().unwrap(), &mut text).unwrap();
+    tells(&text);
+}

@@ -5,12 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use clap::Args;
-use ringwire_proto::identity::PublicKey;
 
 use super::output::{print_json, print_text};
 use super::runtime::runtime;
 use crate::config::{ConfigError, File, SETTINGS};
-use crate::state::{STATE_VARIABLE, State};
+use crate::state::{Look, STATE_VARIABLE, State};
 use crate::validation::{self, Place, Problem};
 
 #[derive(Debug, Args)]
@@ -22,7 +21,7 @@ use crate::validation::{self, Place, Problem};
   ringwire check --settings --json               the same for programs
 
 What `ringwire run` would refuse is wrong here too, addresses that somebody else listens on included; what the server of the
-state directory listens on itself is right.
+state directory listens on itself is right. Root judges another user's state directory as that user would.
 
 Exit codes: 0 right, 1 wrong; the message names file, line and column, or the setting. With --json what is wrong is told on the
 standard output as well.")]
@@ -88,25 +87,28 @@ struct Verdict {
     file: Option<(PathBuf, File)>,
     /// What `run` would refuse.
     problems: Vec<Problem>,
-    state: Option<(PathBuf, Option<PublicKey>)>,
+    state: Option<(PathBuf, Look)>,
 }
 
 /// Looks at what was named.
 fn judge(arguments: &Arguments) -> anyhow::Result<Verdict> {
-    let file = match &arguments.config {
+    let mut file = match &arguments.config {
         Some(path) => Some((path.clone(), File::read(path)?)),
         None => None,
     };
     let state = match &arguments.state {
-        Some(directory) => Some((directory.clone(), State::locate(Some(directory.clone()))?.look()?)),
+        Some(directory) => {
+            Some((directory.clone(), State::locate(Some(directory.clone()))?.look_as_owner()?))
+        }
         None => None,
     };
-    let problems = match &file {
+    let problems = match &mut file {
         Some((_, file)) => {
             // Whose living server may have the addresses: the one named, or the usual one.
             let named =
                 arguments.state.clone().or_else(|| std::env::var_os(STATE_VARIABLE).map(PathBuf::from));
             let own = State::locate(named).ok();
+            file.warnings.extend(own.as_ref().and_then(|own| validation::other_key(file, own)));
             let mut problems = validation::problems(file, true);
             let places = runtime(Some(1))?.block_on(validation::places(file, own.as_ref()));
             problems.extend(places.iter().filter_map(Place::problem));
@@ -128,9 +130,9 @@ impl Verdict {
             report.insert("settings".to_owned(), serde_json::Value::Object(settings.collect()));
             report.insert("warnings".to_owned(), serde_json::json!(file.warnings));
         }
-        if let Some((directory, key)) = &self.state {
-            let key = key.map(|key| key.to_string());
-            let state = serde_json::json!({ "directory": directory, "public_key": key });
+        if let Some((directory, look)) = &self.state {
+            let key = look.key.map(|key| key.to_string());
+            let state = serde_json::json!({ "directory": directory, "public_key": key, "judged_as_user": look.owner });
             report.insert("state".to_owned(), state);
         }
         report
@@ -147,10 +149,12 @@ impl Verdict {
                 text.push_str(&format!("warning: {warning}\n"));
             }
         }
-        if let Some((directory, key)) = &self.state {
-            let key =
-                key.map_or_else(|| "a key is made at the first start".to_owned(), |key| format!("key {key}"));
-            text.push_str(&format!("{} can be used: {key}\n", directory.display()));
+        if let Some((directory, look)) = &self.state {
+            let key = look
+                .key
+                .map_or_else(|| "a key is made at the first start".to_owned(), |key| format!("key {key}"));
+            let by = look.owner.map(|user| format!(" by user {user}, who owns it")).unwrap_or_default();
+            text.push_str(&format!("{} can be used{by}: {key}\n", directory.display()));
         }
         text
     }

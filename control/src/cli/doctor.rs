@@ -18,7 +18,9 @@ use crate::validation;
   ringwire doctor --config /etc/ringwire.toml      what that configuration needs, its discoveries too; what `run` refuses fails
   ringwire doctor --json                           for programs
 
-Nothing is changed. Exit codes: 0 nothing fails, 1 something does.")]
+Nothing is changed. Root judges another user's state directory as that user would.
+
+Exit codes: 0 nothing fails, 1 something does.")]
 pub(super) struct Arguments {
     /// Configuration whose addresses and discoveries to look at
     #[arg(long, value_name = "FILE", env = "RINGWIRE_CONFIG")]
@@ -57,6 +59,8 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     findings.push(doctor::workers(file.workers.unwrap_or(1)));
     findings.push(doctor::buffers(file.buffer_memory, file.workers.unwrap_or(1)));
     findings.push(doctor::state(State::locate(arguments.state)));
+    let other_key = own.as_ref().and_then(|own| validation::other_key(&file, own));
+    findings.extend(other_key.map(doctor::other_key));
     findings.extend(runtime.block_on(validation::places(&file, own.as_ref())).iter().map(doctor::place));
     for url in file.discovery.iter().flatten().chain(&arguments.discovery) {
         findings.extend(runtime.block_on(doctor::discovery(url)));

@@ -154,6 +154,9 @@ pub(super) fn run(arguments: &Arguments, settings: &File) -> anyhow::Result<Exit
     let state = State::locate(arguments.state.clone())?;
     state.prepare()?;
     let _lock = arguments.lock(&state)?;
+    if let Some(difference) = validation::other_key(settings, &state) {
+        tracing::warn!("{difference}");
+    }
     if parent::is_wanted(arguments) == Err(Alone::ConfigurationRunsDry) {
         tracing::warn!(
             "the configuration comes from a stream, which is there only once: if the control plane crashes it is not started again. \

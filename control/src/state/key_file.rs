@@ -23,8 +23,8 @@ const FILE_LEN_MAX: u64 = 1024;
 /// Reads a key from a file that somebody has named.
 ///
 /// # Errors
-/// [`StateError::KeyAbsent`], [`StateError::KeyExposed`], [`StateError::KeyNotPlain`], [`StateError::KeyMalformed`],
-/// [`StateError::KeyIo`].
+/// [`StateError::KeyAbsent`], [`StateError::KeyExposed`], [`StateError::KeyNotPlain`], [`StateError::KeyEmpty`],
+/// [`StateError::KeyMalformed`], [`StateError::KeyIo`].
 pub fn read(path: &Path) -> Result<SecretKey, StateError> {
     let file = opened(path, open_named(path, OFlags::RDONLY, Mode::empty()))?;
     key_of(path, &file)
@@ -62,6 +62,9 @@ fn key_of(path: &Path, file: &File) -> Result<SecretKey, StateError> {
     // Of its final size from the start: growing would leave copies behind.
     let mut text = Zeroizing::new(Vec::with_capacity(FILE_LEN_MAX as usize));
     file.take(FILE_LEN_MAX).read_to_end(&mut text).map_err(|source| refused("read", path, source))?;
+    if text.trim_ascii().is_empty() {
+        return Err(StateError::KeyEmpty { path: path.to_owned() });
+    }
     std::str::from_utf8(&text)
         .ok()
         .and_then(|text| SecretKey::from_hex(text.trim()).ok())
