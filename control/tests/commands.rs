@@ -445,6 +445,11 @@ fn bench_measures_sessions_and_streams_too() {
     assert_eq!(counted + 1, made, "{report}");
     assert_eq!(report["latency_us"]["count"].as_u64().unwrap(), counted);
     assert!(report["server_cpu_ms_per_handshake"].as_f64().unwrap() > 0.0, "{report}");
+    // What this mode has not, is not told.
+    assert_eq!(report["sessions"], 4);
+    for absent in ["pairs", "streams", "write_size", "bytes", "bits_per_second"] {
+        assert_eq!(report[absent], Value::Null, "{absent}: {report}");
+    }
 
     let before = opened(Counter::BridgesOpened);
     let report = bench(&["--mode", "opens", "--pairs", "2", "--streams", "3"]);
@@ -453,25 +458,60 @@ fn bench_measures_sessions_and_streams_too() {
     assert_eq!(counted, opened(Counter::BridgesOpened) - before, "{report}");
     assert!(report["server_cpu_ms_per_open"].as_f64().unwrap() > 0.0, "{report}");
     assert!(report["latency_us"]["p50"].as_f64().unwrap() > 0.0, "{report}");
+    assert_eq!((&report["pairs"], &report["streams"]), (&json!(2), &json!(3)));
+    assert_eq!((&report["sessions"], &report["bytes"]), (&Value::Null, &Value::Null), "{report}");
 
     let before = opened(Counter::SessionsOpened);
     let report = bench(&["--mode", "idle", "--sessions", "150"]);
     assert_eq!(opened(Counter::SessionsOpened) - before, 151);
-    assert!(report["rss_bytes_per_session"].is_f64(), "{report}");
+    measured_or_said(&report, "rss_bytes_per_session");
     assert!(report["server_rss_bytes"].as_u64().unwrap() > 0, "{report}");
-    assert!(report["kernel_bytes_per_session"].is_f64(), "{report}");
+    assert_ne!(report["kernel_bytes_per_session"], 0.0, "{report}");
 
     let before = opened(Counter::BridgesOpened);
     let report = bench(&["--mode", "idle-streams", "--pairs", "2", "--streams", "30"]);
     // Each pair warms the server with a stream of bulk.
     assert_eq!(opened(Counter::BridgesOpened) - before, 60 + 2);
     assert_eq!(report["latency_us"]["count"], 60);
-    assert!(report["rss_bytes_per_stream"].is_f64(), "{report}");
+    measured_or_said(&report, "rss_bytes_per_stream");
 
     let table = place.output(&["bench", "bridge", "--mode", "opens", "--seconds", "0.3"]);
     assert!(text(&table.stdout).contains("opened streams") && table.status.success(), "{table:?}");
     let table = place.output(&["bench", "bridge", "--mode", "handshakes", "--seconds", "0.3"]);
     assert!(text(&table.stdout).contains("every session came about"), "{table:?}");
+}
+
+/// Memory that was not seen to grow is no memory of nothing.
+fn measured_or_said(report: &Value, name: &str) {
+    let is_said = report["warnings"].to_string().contains("did not grow");
+    match report[name].as_f64() {
+        Some(each) => assert!(each > 0.0 && !is_said, "{report}"),
+        None => assert!(report[name].is_null() && is_said, "{report}"),
+    }
+}
+
+#[test]
+fn bench_names_the_flag_that_asks_for_too_much() {
+    let place = Place::new();
+    for (words, flag) in [
+        (&["--pairs", "20000"][..], "lower --pairs,"),
+        (&["--pairs", "20000", "--mode", "opens"], "lower --pairs,"),
+        (&["--mode", "idle", "--sessions", "20000"], "lower --sessions,"),
+        (&["--mode", "handshakes", "--sessions", "20000", "--pairs", "9000"], "20064 open files"),
+    ] {
+        let mut command = Command::new("sh");
+        command.args([
+            "-c",
+            "ulimit -n 1000; exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_ringwire"),
+            "bench",
+            "bridge",
+        ]);
+        command.args(["--server", &common::address(&place.server).to_string()]).args(words);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(text(&output.stderr).contains(flag), "{words:?}: {output:?}");
+    }
 }
 
 #[test]
@@ -482,7 +522,11 @@ fn bench_takes_a_server_from_a_discovery() {
     let words = ["bench", "bridge", "--json", "--seconds", "0.3", "--discovery", &url];
     let output = place.command(&words).output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    assert_eq!(json_of(&output)["verified"], true);
+    let report = json_of(&output);
+    assert_eq!(report["verified"], true);
+    // Two pairs are what there is, and no sessions besides.
+    assert_eq!((&report["pairs"], &report["sessions"]), (&json!(2), &Value::Null), "{report}");
+    assert!(report["bytes"].as_u64().unwrap() > 0 && report["bits_per_second"].as_f64().unwrap() > 0.0);
     assert!(place.server.counters().value(Counter::BridgesOpened) > 0);
     runtime.block_on(host.stop());
     let output = place.command(&words).output().unwrap();

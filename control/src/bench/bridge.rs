@@ -51,6 +51,16 @@ pub enum Mode {
     IdleStreams,
 }
 
+impl Mode {
+    /// Whether it is about pairs of clients and the streams between them, and not about sessions.
+    pub fn is_in_pairs(self) -> bool {
+        match self {
+            Self::Bulk | Self::Latency | Self::Opens | Self::IdleStreams => true,
+            Self::Handshakes | Self::Idle => false,
+        }
+    }
+}
+
 /// A run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -170,9 +180,9 @@ pub(super) async fn transfers(options: &Options, progress: &Arc<Progress>) -> Re
     let gib = bytes as f64 / GIB;
     let is_bulk = options.mode == Mode::Bulk;
     let mut report = Report::new(options, &cost, collected.errors);
-    report.write_size = if is_bulk { options.write_bytes } else { PING_BYTES };
-    report.bytes = bytes;
-    report.bits_per_second = bytes as f64 * 8.0 / report.seconds;
+    report.write_size = Some(if is_bulk { options.write_bytes } else { PING_BYTES });
+    report.bytes = Some(bytes);
+    report.bits_per_second = Some(bytes as f64 * 8.0 / report.seconds);
     report.latency_us = Latency::of(&collected.round_trips);
     report.server_cpu_s_per_gib = cost.server_cpu_s.filter(|_| is_bulk && bytes > 0).map(|cpu_s| cpu_s / gib);
     report.warnings.extend(crowded(options, &cost));

@@ -25,9 +25,9 @@ pub(super) struct Cost {
     pub(super) client_cpu_s: Option<f64>,
     /// Now.
     pub(super) server_rss_bytes: Option<u64>,
-    /// By how much it grew since the beginning; 0 when it shrank.
+    /// By how much it grew since the beginning; 0 when it did not.
     pub(super) server_rss_growth_bytes: Option<u64>,
-    /// By how much the kernel's own memory grew, see [`process::kernel_bytes`]; 0 when it shrank.
+    /// By how much the kernel's own memory grew, see [`process::kernel_bytes`]; 0 when it did not.
     pub(super) kernel_growth_bytes: Option<u64>,
     /// Now.
     pub(super) control_rss_bytes: Option<u64>,

@@ -17,25 +17,25 @@ pub struct Report {
     pub verified: bool,
     /// `bulk`, `latency`, `handshakes`, `opens`, `idle` or `idle-streams`.
     pub mode: Mode,
-    /// Client pairs.
-    pub pairs: usize,
-    /// Streams of each pair.
-    pub streams: usize,
+    /// Client pairs, in the modes that have some: all but handshakes and idle mode.
+    pub pairs: Option<usize>,
+    /// Streams of each pair, in the same.
+    pub streams: Option<usize>,
     /// Sessions at a time, in handshakes and idle mode.
-    pub sessions: usize,
-    /// Bytes of one write by the application.
-    pub write_size: usize,
+    pub sessions: Option<usize>,
+    /// Bytes of one write by the application, in bulk and latency mode.
+    pub write_size: Option<usize>,
     /// One multiplexer frame per Noise frame, as Go clients write.
     pub go_frames: bool,
     /// A system call for each multiplexer header and payload, as Go clients make.
     pub go_writes: bool,
     /// Application bytes that arrived and were checked, sender to receiver, all streams together. Latency mode sends
-    /// the same number back.
-    pub bytes: u64,
+    /// the same number back. In these two modes.
+    pub bytes: Option<u64>,
     /// From the first write to the last verdict.
     pub seconds: f64,
     /// `bytes` as bits over `seconds`.
-    pub bits_per_second: f64,
+    pub bits_per_second: Option<f64>,
     /// Round trips of 64 bytes through the bridge and back in latency mode; TCP connection and handshake in handshakes
     /// and idle mode; dial and answer in opens mode.
     pub latency_us: Option<Latency>,
@@ -53,9 +53,9 @@ pub struct Report {
     pub server_cpu_ms_per_open: Option<f64>,
     /// The server's resident memory at the end of the run, streams and idle sessions still open.
     pub server_rss_bytes: Option<u64>,
-    /// By how much that grew for each idle session.
+    /// By how much that grew for each idle session, if it did.
     pub rss_bytes_per_session: Option<f64>,
-    /// By how much that grew for each idle stream, behind the first tenth of them.
+    /// By how much that grew for each idle stream, behind the first tenth of them, if it did.
     pub rss_bytes_per_stream: Option<f64>,
     /// By how much the kernel's own memory grew for each idle session, in all processes of this machine: with the server on
     /// loopback, both ends of the connection.
@@ -99,18 +99,19 @@ impl Latency {
 impl Report {
     /// What all modes have in common.
     pub(super) fn new(options: &Options, cost: &Cost, errors: Vec<String>) -> Self {
+        let in_pairs = options.mode.is_in_pairs();
         Self {
             verified: errors.is_empty(),
             mode: options.mode,
-            pairs: options.pairs,
-            streams: options.streams,
-            sessions: options.sessions,
-            write_size: options.write_bytes,
+            pairs: in_pairs.then_some(options.pairs),
+            streams: in_pairs.then_some(options.streams),
+            sessions: (!in_pairs).then_some(options.sessions),
+            write_size: None,
             go_frames: options.go_frames,
             go_writes: options.go_writes,
-            bytes: 0,
+            bytes: None,
             seconds: cost.elapsed.as_secs_f64(),
-            bits_per_second: 0.0,
+            bits_per_second: None,
             latency_us: None,
             handshakes_per_second: None,
             opens_per_second: None,
@@ -145,6 +146,7 @@ impl Report {
         report.kernel_bytes_per_session = each(outcome.cost.kernel_growth_bytes, outcome.sessions);
         report.latency_us = Latency::of(&outcome.times);
         report.warn_of_mute_server(outcome.answers_pings);
+        report.warn_of_no_growth(&outcome.cost, outcome.sessions);
         report
     }
 
@@ -152,6 +154,7 @@ impl Report {
         let mut report = Self::new(options, &outcome.cost, outcome.errors);
         report.rss_bytes_per_stream = each(outcome.cost.server_rss_growth_bytes, outcome.counted);
         report.expect_some(outcome.alive, "no stream lived to the end");
+        report.warn_of_no_growth(&outcome.cost, outcome.counted);
         report.latency_us = Latency::of(&outcome.times);
         report
     }
@@ -163,6 +166,16 @@ impl Report {
         report.server_cpu_ms_per_open = per_thing_ms(outcome.cost.server_cpu_s, outcome.opens);
         report.latency_us = Latency::of(&outcome.times);
         report
+    }
+
+    /// Nothing that grew is nothing that was measured: what a server has, it uses again.
+    fn warn_of_no_growth(&mut self, cost: &Cost, count: u64) {
+        if cost.server_rss_growth_bytes == Some(0) && count > 0 {
+            self.warnings.push(
+                "the server's resident memory did not grow: it had room from before. Hold more, or start it anew, to measure"
+                    .to_owned(),
+            );
+        }
     }
 
     fn expect_some(&mut self, count: u64, otherwise: &str) {
@@ -183,7 +196,7 @@ impl Report {
 }
 
 fn each(bytes: Option<u64>, count: u64) -> Option<f64> {
-    bytes.filter(|_| count > 0).map(|bytes| bytes as f64 / count as f64)
+    bytes.filter(|&bytes| bytes > 0 && count > 0).map(|bytes| bytes as f64 / count as f64)
 }
 
 fn per_thing_ms(cpu_s: Option<f64>, count: u64) -> Option<f64> {
@@ -224,11 +237,11 @@ impl fmt::Display for Report {
         };
         line("verified", verdict.to_owned())?;
         line("load", self.load())?;
-        if matches!(self.mode, Mode::Bulk | Mode::Latency) {
-            line("moved", format!("{} in {:.2} s", bytes(self.bytes), self.seconds))?;
+        if let Some(moved) = self.bytes {
+            line("moved", format!("{} in {:.2} s", bytes(moved), self.seconds))?;
         }
-        if self.mode == Mode::Bulk {
-            line("rate", format!("{:.3} Gbit/s", self.bits_per_second / 1e9))?;
+        if let Some(rate) = self.bits_per_second.filter(|_| self.mode == Mode::Bulk) {
+            line("rate", format!("{:.3} Gbit/s", rate / 1e9))?;
         }
         if let Some(rate) = self.handshakes_per_second {
             line("handshakes", format!("{rate:.0} per second for {:.2} s", self.seconds))?;
@@ -288,21 +301,18 @@ impl Report {
             (true, false) => ", frames as of Go clients",
             (false, false) => "",
         };
+        let count = |count: Option<usize>| count.unwrap_or_default();
+        let sessions = count(self.sessions);
+        let pairs = format!("{} pairs x {} streams", count(self.pairs), count(self.streams));
         match self.mode {
-            Mode::Handshakes => return format!("{} sessions being made at a time", self.sessions),
-            Mode::Idle => return format!("{} sessions that do nothing", self.sessions),
-            Mode::Opens => return format!("{} pairs x {} streams being opened", self.pairs, self.streams),
-            Mode::IdleStreams => {
-                return format!("{} pairs x {} streams that do nothing", self.pairs, self.streams);
+            Mode::Handshakes => format!("{sessions} sessions being made at a time"),
+            Mode::Idle => format!("{sessions} sessions that do nothing"),
+            Mode::Opens => format!("{pairs} being opened"),
+            Mode::IdleStreams => format!("{pairs} that do nothing"),
+            Mode::Bulk | Mode::Latency => {
+                format!("{pairs}, writes of {}{go}", bytes(count(self.write_size) as u64))
             }
-            Mode::Bulk | Mode::Latency => {}
         }
-        format!(
-            "{} pairs x {} streams, writes of {}{go}",
-            self.pairs,
-            self.streams,
-            bytes(self.write_size as u64)
-        )
     }
 }
 
@@ -326,6 +336,13 @@ mod tests {
         assert_eq!(bytes(65536), "64 KiB");
         assert_eq!(bytes(3 << 30), "3 GiB");
         assert_eq!(bytes(1_500_000), "1.43 MiB");
+    }
+
+    #[test]
+    fn memory_that_did_not_grow_was_not_measured() {
+        assert_eq!(each(Some(0), 10), None);
+        assert_eq!(each(Some(20), 10), Some(2.0));
+        assert_eq!((each(Some(20), 0), each(None, 10)), (None, None));
     }
 
     #[test]

@@ -167,7 +167,10 @@ impl Bridge {
         };
         let mode = Mode::from(self.mode);
         let sessions = self.sessions.unwrap_or(if mode == Mode::Idle { IDLE_SESSIONS } else { HANDSHAKES });
-        raise_descriptors(u64::from(sessions) + u64::from(self.pairs) * 2)?;
+        match mode.is_in_pairs() {
+            true => raise_descriptors(u64::from(self.pairs) * 2, "--pairs")?,
+            false => raise_descriptors(u64::from(sessions), "--sessions")?,
+        }
         Ok(Options {
             server,
             server_pid: self.server_pid.or(noted_pid),
@@ -197,8 +200,8 @@ fn listed(url: &str) -> anyhow::Result<ServerAddress> {
     })
 }
 
-/// Lets this program have `connections` at a time, as far as the system allows.
-fn raise_descriptors(connections: u64) -> anyhow::Result<()> {
+/// Lets this program have `connections` at a time, as far as the system allows; `flag` says how many there are.
+fn raise_descriptors(connections: u64, flag: &str) -> anyhow::Result<()> {
     let needed = connections + DESCRIPTORS_SPARE;
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
@@ -206,7 +209,7 @@ fn raise_descriptors(connections: u64) -> anyhow::Result<()> {
     }
     if limit.maximum.is_some_and(|maximum| maximum < needed) {
         return Err(anyhow!(
-            "{needed} open files are needed and {} are allowed: lower --sessions, or raise the limit with ulimit -n",
+            "{needed} open files are needed and {} are allowed: lower {flag}, or raise the limit with ulimit -n",
             limit.maximum.unwrap_or_default()
         ));
     }
