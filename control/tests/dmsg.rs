@@ -379,6 +379,34 @@ async fn the_server_says_where_a_session_comes_from() {
 }
 
 #[tokio::test]
+async fn a_server_that_requires_the_post_quantum_part_is_told_from_one_with_another_key() {
+    within(async {
+        let server = server(Hybrid::Require);
+        let mut classical = config(&server);
+        classical.hybrid = Hybrid::Off;
+        let error = Session::connect(classical).await.unwrap_err();
+        assert!(matches!(error, ConnectError::HybridWanted { .. }), "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains("requires") && text.contains("hybrid offer") && !text.contains("key"),
+            "{text}"
+        );
+        // To find it out made no session.
+        let opened = server.counters().value(ringwire_dataplane::counters::Counter::SessionsOpened);
+        assert_eq!(opened, 0);
+        // Another key is refused in the same way, and is the cause there.
+        let mut wrong = config(&server);
+        wrong.hybrid = Hybrid::Off;
+        wrong.server.key = wrong.secret_key.public_key();
+        let error = Session::connect(wrong).await.unwrap_err();
+        assert!(matches!(error, ConnectError::Refused { .. }), "{error}");
+        assert!(error.to_string().contains("key"), "{error}");
+        session(&server).await.ping().await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn wrong_servers_are_named() {
     within(async {
         let server = server(Hybrid::Offer);

@@ -34,8 +34,28 @@ pub(super) async fn connect(
     // dmsg-wire 4.1: on both sides.
     socket.set_nodelay(true).map_err(failed)?;
     let handshake = shake_hands(&mut socket, secret_key, server, hybrid);
-    let (outcome, round_trip) = within(HANDSHAKE_LIMIT, server, "the handshake", handshake).await?;
-    Ok(Connected { socket, outcome, round_trip })
+    match within(HANDSHAKE_LIMIT, server, "the handshake", handshake).await {
+        Ok((outcome, round_trip)) => Ok(Connected { socket, outcome, round_trip }),
+        // It says nothing, but who refuses this and answers that has said it.
+        Err(ConnectError::Refused { .. })
+            if hybrid == Hybrid::Off && answers_hybrid(secret_key, server).await =>
+        {
+            Err(ConnectError::HybridWanted { server: server.clone() })
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the server answers a first message that offers the post-quantum part. The handshake is not finished, so that no session
+/// comes of it.
+async fn answers_hybrid(secret_key: &SecretKey, server: &ServerAddress) -> bool {
+    let asked = async {
+        let mut socket = open_socket(server).await?;
+        let mut handshake = begin(secret_key, server, Hybrid::Offer)?;
+        write_step(&mut socket, &mut handshake, server).await?;
+        read_step(&mut socket, &mut handshake, server).await
+    };
+    timeout(HANDSHAKE_LIMIT, asked).await.is_ok_and(|answered| answered.is_ok())
 }
 
 async fn within<T>(
@@ -66,44 +86,68 @@ async fn shake_hands(
     server: &ServerAddress,
     hybrid: Hybrid,
 ) -> Result<(Outcome, Duration), ConnectError> {
-    let fault = |error: HandshakeError| match error {
+    let mut handshake = begin(secret_key, server, hybrid)?;
+    let (mut round_trip, mut written_at) = (Duration::ZERO, Instant::now());
+    while !handshake.is_finished() {
+        if handshake.is_my_turn() {
+            write_step(socket, &mut handshake, server).await?;
+            written_at = Instant::now();
+        } else {
+            read_step(socket, &mut handshake, server).await?;
+            round_trip = written_at.elapsed();
+        }
+    }
+    Ok((handshake.finish().map_err(|error| fault(server, error))?, round_trip))
+}
+
+fn begin(secret_key: &SecretKey, server: &ServerAddress, hybrid: Hybrid) -> Result<Handshake, ConnectError> {
+    Handshake::new(Pattern::Xk, Role::Initiator, secret_key, Some(&server.key), hybrid, &mut OsEntropy)
+        .map_err(|error| fault(server, error))
+}
+
+async fn write_step(
+    socket: &mut TcpStream,
+    handshake: &mut Handshake,
+    server: &ServerAddress,
+) -> Result<(), ConnectError> {
+    let mut message = Vec::new();
+    handshake.write_message(&mut message).map_err(|error| fault(server, error))?;
+    let mut frame = Vec::with_capacity(2 + message.len());
+    push_prefix(message.len(), &mut frame).map_err(|_| ConnectError::Fault {
+        server: server.clone(),
+        fault: PeerFault::FrameLength(message.len()),
+    })?;
+    frame.extend_from_slice(&message);
+    socket.write_all(&frame).await.map_err(|error| failed(server, error))
+}
+
+async fn read_step(
+    socket: &mut TcpStream,
+    handshake: &mut Handshake,
+    server: &ServerAddress,
+) -> Result<(), ConnectError> {
+    let length = usize::from(socket.read_u16().await.map_err(|error| failed(server, error))?);
+    if length > FRAME_BODY_MAX {
+        let fault = PeerFault::FrameLength(length);
+        return Err(ConnectError::Fault { server: server.clone(), fault });
+    }
+    let mut message = vec![0; length];
+    socket.read_exact(&mut message).await.map_err(|error| failed(server, error))?;
+    handshake.read_message(&message).map_err(|error| fault(server, error))
+}
+
+fn fault(server: &ServerAddress, error: HandshakeError) -> ConnectError {
+    match error {
         HandshakeError::HybridRequired => ConnectError::NotHybrid { server: server.clone() },
         other => ConnectError::Fault { server: server.clone(), fault: other.into() },
-    };
-    let failed = |source: io::Error| match source.kind() {
+    }
+}
+
+fn failed(server: &ServerAddress, source: io::Error) -> ConnectError {
+    match source.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
             ConnectError::Refused { server: server.clone() }
         }
         _ => ConnectError::Io { server: server.clone(), source },
-    };
-    let mut handshake =
-        Handshake::new(Pattern::Xk, Role::Initiator, secret_key, Some(&server.key), hybrid, &mut OsEntropy)
-            .map_err(fault)?;
-    let (mut message, mut round_trip) = (Vec::new(), Duration::ZERO);
-    let mut written_at = Instant::now();
-    while !handshake.is_finished() {
-        if handshake.is_my_turn() {
-            message.clear();
-            handshake.write_message(&mut message).map_err(fault)?;
-            let mut frame = Vec::with_capacity(2 + message.len());
-            push_prefix(message.len(), &mut frame).map_err(|_| ConnectError::Fault {
-                server: server.clone(),
-                fault: PeerFault::FrameLength(message.len()),
-            })?;
-            frame.extend_from_slice(&message);
-            socket.write_all(&frame).await.map_err(failed)?;
-            written_at = Instant::now();
-        } else {
-            let length = usize::from(socket.read_u16().await.map_err(failed)?);
-            if length > FRAME_BODY_MAX {
-                let fault = PeerFault::FrameLength(length);
-                return Err(ConnectError::Fault { server: server.clone(), fault });
-            }
-            message.resize(length, 0);
-            socket.read_exact(&mut message).await.map_err(failed)?;
-            round_trip = written_at.elapsed();
-            handshake.read_message(&message).map_err(fault)?;
-        }
     }
-    Ok((handshake.finish().map_err(fault)?, round_trip))
 }

@@ -121,6 +121,14 @@ pub enum ConnectError {
         /// The server.
         server: ServerAddress,
     },
+    /// The server refuses handshakes without the post-quantum part, and this side leaves it off.
+    #[error(
+        "{server} requires the post-quantum part of the handshake and this side leaves it off; use hybrid offer instead of off"
+    )]
+    HybridWanted {
+        /// The server.
+        server: ServerAddress,
+    },
     /// The connection failed inside the handshake.
     #[error("the connection to {server} failed during the handshake: {source}")]
     Io {
