@@ -71,7 +71,7 @@ pub const WAIT_US_MAX: u32 = 10_000;
 /// Small frames a second from which on that is done: at some 6 us each they are half a core's work.
 pub const BUSY_FRAMES_PER_SECOND: u64 = 80_000;
 
-/// Bytes one stream may send in a round of deficit round robin: several of the Go clients' 4 KiB writes, one large frame.
+/// Bytes one stream may send in a round, in which all that have some take turns: several of the Go clients' 4 KiB writes, one large frame.
 pub const STREAM_QUANTUM_LEN: usize = 64 * 1024;
 
 /// A data frame of at most this many bytes counts as interactive: somebody may wait for the answer.

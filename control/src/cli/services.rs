@@ -30,7 +30,7 @@ pub(super) struct ServiceArguments {
     )]
     update_interval_s: Option<u32>,
     /// Address to answer /metrics and /health on [default: none]
-    #[arg(long, value_name = "ADDRESS", help_heading = "Discovery")]
+    #[arg(long, value_name = "ADDRESS", help_heading = "Metrics and health")]
     http_listen: Option<SocketAddr>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! 1. What the multiplexer itself has to say: ping replies, resets, acknowledgements, credit.
 //! 2. Halves with little to send: requests, responses, keystrokes.
-//! 3. Bulk, by deficit round robin: each half a quantum a round.
+//! 3. Bulk, by turns: up to a quantum of each half a round (`rounds.rs`).
 
 use super::{CloseReason, Session};
 use crate::bridge::Listed;
