@@ -352,6 +352,32 @@ fn a_state_directory_that_others_can_enter_is_refused_by_both_planes() {
 }
 
 #[test]
+fn help_is_as_wide_as_the_terminal() {
+    let help = |words: &[&str], columns: usize| {
+        let output =
+            ringwire(&[words, &["--help"]].concat()).env("COLUMNS", columns.to_string()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for words in
+        [&["run"][..], &["stop"], &["check"], &["bench", "bridge"], &["dmsg", "curl"], &["show", "sessions"]]
+    {
+        for (columns, widest) in [(60, 60), (90, 90), (400, 120)] {
+            let text = help(words, columns);
+            let long: Vec<_> = text.lines().filter(|line| line.chars().count() > widest).collect();
+            assert!(long.is_empty(), "{words:?} at {columns}: {long:#?}");
+        }
+    }
+    // A text is broken where the line ends and nowhere else.
+    let at = |columns| {
+        let text = help(&["stop"], columns);
+        text.lines().skip_while(|line| !line.starts_with("Works with")).count()
+    };
+    assert_eq!(at(400), 2);
+    assert!(at(60) >= 3, "{}", help(&["stop"], 60));
+}
+
+#[test]
 fn root_sees_a_services_directory_as_the_service_does() {
     use std::os::unix::fs::{PermissionsExt as _, chown};
     if !rustix::process::geteuid().is_root() {

@@ -24,7 +24,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::str::FromStr as _;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 use ringwire_proto::noise::Hybrid;
 use tracing_appender::non_blocking::WorkerGuard;
 use tracing_subscriber::EnvFilter;
@@ -53,6 +53,7 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("RINGWIRE_BU
 
 Environment:
   RINGWIRE_STATE   directory of the key and of the note a running server leaves
+  RINGWIRE_CONFIG  configuration of run, check and doctor
   RINGWIRE_LOG     log filter, such as info, debug or warn,ringwire_dataplane=trace (default: warn)
   NO_COLOR         if it is set to anything: no colours, not even on a terminal
 
@@ -138,7 +139,8 @@ impl From<HybridChoice> for Hybrid {
 pub fn main() -> ExitCode {
     // Before there is anything to hide.
     ringwire_dataplane::process::shield();
-    let arguments = match Arguments::try_parse() {
+    let parsed = command().try_get_matches();
+    let arguments = match parsed.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(message) => {
             // Nobody is left to tell when the terminal is gone.
@@ -193,6 +195,55 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Widest help, in columns: longer lines are hard to read, and the examples fit.
+const HELP_WIDTH_MAX: usize = 120;
+
+/// All commands, as they are parsed and as their help is laid out.
+fn command() -> clap::Command {
+    laid_out(either_dash(Arguments::command()))
+}
+
+/// A setting's name is known by its `_` in files; typed so behind `--`, it is the flag.
+fn either_dash(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|argument| {
+        let names = argument.get_long().into_iter().chain(argument.get_all_aliases().into_iter().flatten());
+        let others: Vec<_> =
+            names.filter(|name| name.contains('-')).map(|name| name.replace('-', "_")).collect();
+        argument.aliases(others)
+    });
+    command.mut_subcommands(either_dash)
+}
+
+/// Help as wide as the terminal. What stands below the flags is written in lines of some length here: those of a paragraph are
+/// one again, and are broken where the terminal ends.
+fn laid_out(command: clap::Command) -> clap::Command {
+    let command = command.max_term_width(HELP_WIDTH_MAX);
+    let below = command.get_after_help().map(|text| unbroken(&text.to_string()));
+    let command = match below {
+        Some(below) => command.after_help(below),
+        None => command,
+    };
+    command.mut_subcommands(laid_out)
+}
+
+/// A text whose paragraphs are lines. Lines that are indented, such as examples, stay, and so does what ends with a colon.
+fn unbroken(text: &str) -> String {
+    let mut whole = String::with_capacity(text.len());
+    let mut last = "";
+    for line in text.lines() {
+        let goes_on = !last.is_empty() && !line.is_empty() && !last.ends_with(':');
+        let is_example = |line: &str| line.starts_with(' ');
+        match goes_on && !is_example(last) && !is_example(line) {
+            true => whole.push(' '),
+            false if whole.is_empty() => {}
+            false => whole.push('\n'),
+        }
+        whole.push_str(line);
+        last = line;
+    }
+    whole
+}
+
 /// Starts the log on the error output. With `never_wait` lines go through a bounded queue and are dropped when nobody takes
 /// them: a worker must not wait for whoever reads our errors. Keep what is returned; it writes out what is queued.
 /// The environment is stronger than the filter `named` in a configuration; with `log_sessions` their lines pass either.
@@ -232,12 +283,17 @@ fn start_filtered(never_wait: bool, filter: EnvFilter) -> Option<WorkerGuard> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
     fn the_arguments_are_well_formed() {
-        Arguments::command().debug_assert();
+        command().debug_assert();
+    }
+
+    #[test]
+    fn paragraphs_are_lines_and_examples_stay() {
+        let text = "Examples:\n  one   first\n  two\n\nA text that\nis broken.\n\nCodes:\n  0 good";
+        let whole = "Examples:\n  one   first\n  two\n\nA text that is broken.\n\nCodes:\n  0 good";
+        assert_eq!(unbroken(text), whole);
     }
 }
