@@ -320,6 +320,10 @@ async fn a_data_plane_that_is_killed_is_replaced_on_the_same_address() {
     assert!(until_lists_agree(&state) > 0);
     let status = json(&state, &["status"]);
     assert_eq!(status["control"]["losses"], 1);
+    let shown = String::from_utf8(ringwire(&state).arg("status").output().unwrap().stdout).unwrap();
+    let line = shown.lines().find(|line| line.contains("lost")).unwrap_or_else(|| panic!("{shown}"));
+    assert!(line.starts_with("  data plane   was lost 1 time since"), "{shown}");
+    assert!(!shown.contains("went away"), "{shown}");
     assert_ne!(status["dataplane"]["pid"], planes.dataplane_pid);
     assert_eq!(status["dataplane"]["addresses"][0], planes.ready["address"]);
 }
@@ -369,12 +373,16 @@ fn an_orphan_is_shown_attached_to_and_stopped() {
 #[test]
 fn an_orphan_ends_by_itself_after_its_limit() {
     let directory = tempfile::tempdir().unwrap();
-    let arguments = ["--listen", "127.0.0.1:0", "--orphan-limit", "0.3"];
-    let mut planes = Planes::try_start(directory.path(), &arguments).unwrap();
-    std::thread::sleep(Duration::from_millis(600));
-    assert!(is_alive(planes.dataplane_pid), "not while it is attended");
-    planes.kill_control();
-    until("the orphan ends", || !is_alive(planes.dataplane_pid));
+    // In either unit, and with either dash.
+    for limit in ["--orphan-limit=0.3", "--orphan_limit_s=0.3", "--orphan-limit-ms=300"] {
+        let mut planes = Planes::try_start(directory.path(), &["--listen", "127.0.0.1:0", limit]).unwrap();
+        let settings = json(directory.path(), &["show", "settings"]);
+        assert_eq!(settings["settings"]["orphan_limit_ms"], 300, "{settings}");
+        std::thread::sleep(Duration::from_millis(600));
+        assert!(is_alive(planes.dataplane_pid), "not while it is attended");
+        planes.kill_control();
+        until("the orphan ends", || !is_alive(planes.dataplane_pid));
+    }
 }
 
 #[test]
@@ -385,6 +393,29 @@ fn an_order_to_stop_ends_both() {
     assert!(done["message"].as_str().unwrap().contains("both"), "{done}");
     assert_eq!(planes.exit_code(), Some(0));
     assert!(!is_alive(planes.dataplane_pid));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_is_shown_with_its_own_age_and_its_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path();
+    let planes = Planes::start(state, &[]);
+    let _load = Load::begin(&planes.address(), 0).await;
+    let before = json(state, &["status"]);
+    assert_eq!(before["dataplane"]["draining_s"], Value::Null);
+    let serving = ringwire(state).arg("status").output().unwrap();
+    assert!(String::from_utf8_lossy(&serving.stdout).contains(", serving for "), "{serving:?}");
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    json(state, &["drain", "--within", "5000"]);
+    let status = json(state, &["status"]);
+    let of = |name: &str| status["dataplane"][name].as_f64().unwrap_or_else(|| panic!("{name}: {status}"));
+    assert_eq!(status["dataplane"]["state"], "draining");
+    assert!(of("draining_s") + 1.0 < of("serving_s"), "not the server's age: {status}");
+    let all = of("draining_s") + of("drain_left_s");
+    assert!((4999.0..5001.0).contains(&all), "{status}");
+    let shown = ringwire(state).arg("status").output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    assert!(shown.contains("draining for ") && shown.contains(" at the latest, up "), "{shown}");
 }
 
 #[test]
@@ -484,8 +515,21 @@ async fn settings_change_while_it_runs() {
     until("the session is gone", || hybrid() == Value::Null);
     let _hybrid = session(&planes.address()).await;
     until("the session is listed", || hybrid() == true);
-    json(state, &["set", "company-us", "0"]);
-    json(state, &["set", "pause-us", "0"]);
+    // As the file has it, and as a flag would be.
+    for (name, set) in [("company_us", "company_us"), ("company_us", "company-us"), ("pause_us", "pause-us")]
+    {
+        let value = set.len() + usize::from(set.contains('-'));
+        let done = json(state, &["set", set, &value.to_string()]);
+        assert_eq!(done["message"], format!("{name} is {value} from now on"));
+        until("it is in force", || json(state, &["show", "settings"])["settings"][name] == value);
+    }
+    for (name, cure) in [("half-open-max", "half_open_max holds until"), ("company", "no setting `company`")]
+    {
+        let refused = ringwire(state).args(["set", name, "1"]).output().unwrap();
+        let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(1) && text.contains(cure), "{text}");
+        assert!(text.contains("hybrid, company_us, pause_us"), "{text}");
+    }
     let refused = ringwire(state).args(["set", "hybrid", "maybe"]).output().unwrap();
     assert_eq!(refused.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("off, offer, require"), "{refused:?}");
@@ -518,10 +562,10 @@ async fn what_goes_on_is_shown_to_people_and_programs() {
     assert_eq!(named("connections")["value"], json(state, &["status"])["dataplane"]["connections_max"]);
     for (arguments, word) in [
         (&["status"][..], "attached"),
-        (&["show", "sessions"], "3 sessions"),
+        (&["show", "sessions"], "3 sessions\n"),
         (&["show", "sessions", "--closed"], "reason"),
-        (&["show", "streams"], "1 bridges"),
-        (&["show", "streams", "--from", "dataplane"], "1 bridges"),
+        (&["show", "streams"], "1 bridge\n"),
+        (&["show", "streams", "--from", "dataplane"], "1 bridge\n"),
         (&["show", "counters"], "sessions_opened_total"),
         (&["show", "limits"], "half-open-connections"),
         (&["show", "limits"], "MiB"),
@@ -532,6 +576,79 @@ async fn what_goes_on_is_shown_to_people_and_programs() {
         assert!(output.status.success() && text.contains(word), "{arguments:?}: {text}");
     }
     load.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_may_be_named_by_its_first_digits() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = directory.path();
+    let planes = Planes::start(state, &[]);
+    // Two that begin alike, and a third.
+    let (mut first, mut second, mut other) = (None, None, None);
+    let mut seen = std::collections::HashMap::new();
+    while first.is_none() || other.is_none() {
+        let key = SecretKey::generate(&mut OsEntropy);
+        let head = key.public_key().to_string()[..4].to_owned();
+        match seen.remove(&head) {
+            Some(former) if first.is_none() => (first, second) = (Some((head, former)), Some(key)),
+            _ if first.as_ref().is_some_and(|(alike, _)| *alike != head) => other = Some(key),
+            _ => drop(seen.insert(head, key)),
+        }
+    }
+    let ((alike, first), second, other) = (first.unwrap(), second.unwrap(), other.unwrap());
+    let keys = [&first, &second, &other].map(|key| key.public_key().to_string());
+    let mut sessions = Vec::new();
+    for key in [first, second, other] {
+        let mut config = SessionConfig::new(key, planes.address());
+        config.first_frame_pause = Duration::ZERO;
+        sessions.push(common::connect(config).await);
+    }
+    let mut listener = sessions[2].listen(9).unwrap();
+    let _bridge = common::pair(&sessions[0], &sessions[2], &mut listener).await;
+    let listed = |words: &[&str], list: &str, name: &str| {
+        let answer = json(state, words);
+        let rows = answer[list].as_array().unwrap_or_else(|| panic!("{answer}"));
+        rows.iter().map(|row| row[name].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    until("all are listed", || listed(&["show", "sessions"], "sessions", "public_key").len() == 3);
+    let head = &keys[2][..4];
+    for from in ["control", "dataplane"] {
+        let sessions = ["show", "sessions", head, "--from", from];
+        assert_eq!(listed(&sessions, "sessions", "public_key"), [keys[2].as_str()]);
+        let streams = ["show", "streams", head, "--from", from];
+        assert_eq!(listed(&streams, "streams", "source"), [keys[0].as_str()]);
+    }
+    // As tables show it, and a whole one that has no stream.
+    let short = format!("{}..{}", &keys[1][..10], &keys[1][62..]);
+    assert_eq!(listed(&["show", "sessions", &short], "sessions", "public_key"), [keys[1].as_str()]);
+    assert!(listed(&["show", "streams", &keys[1]], "streams", "source").is_empty());
+
+    let refused = |words: &[&str]| {
+        let output = ringwire(state).args(words).arg("--json").output().unwrap();
+        assert_ne!(output.status.code(), Some(0), "{words:?}: {output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    };
+    for words in [
+        &["close", &alike][..],
+        &["show", "sessions", &alike],
+        &["show", "sessions", &alike, "--from", "dataplane"],
+    ] {
+        let text = refused(words);
+        assert!(text.contains(&keys[0]) && text.contains(&keys[1]) && !text.contains(&keys[2]), "{text}");
+    }
+    for words in [&["close", "02"][..], &["show", "sessions", "027"], &["show", "streams", "nobody&key=02"]] {
+        assert!(refused(words).contains("4 of the first"), "{words:?}");
+    }
+    assert!(refused(&["close", "02ffffffffffffff"]).contains("no key begins with"));
+    assert_eq!(listed(&["show", "sessions"], "sessions", "public_key").len(), 3, "nobody was closed");
+
+    let done = json(state, &["close", head]);
+    assert!(done["count"] == 1 && done["message"].to_string().contains(&keys[2]), "{done}");
+    until("it is gone", || listed(&["show", "sessions"], "sessions", "public_key").len() == 2);
+    until("it is listed as closed", || {
+        let closed = ringwire(state).args(["show", "sessions", "--closed", head, "--json"]).output().unwrap();
+        closed.status.success() && json_of(&closed)["closed"][0]["public_key"] == keys[2]
+    });
 }
 
 #[test]

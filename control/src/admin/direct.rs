@@ -30,6 +30,8 @@ pub fn dataplane_status(state: &State) -> Result<DataPlaneStatus, DirectError> {
         memory_origin: (!status.memory_origin.is_empty()).then(|| status.memory_origin.clone()),
         workers: status.workers,
         serving_s: seconds(status.serving_ns),
+        draining_s: (status.draining_ns > 0).then(|| seconds(status.draining_ns)),
+        drain_left_s: (status.draining_ns > 0).then(|| seconds(status.drain_left_ns)),
         sessions: status.sessions,
         half_open: status.half_open,
         fault: (!status.fault.is_empty()).then(|| status.fault.clone()),

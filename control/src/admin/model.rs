@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::pattern::{Pattern, PatternError};
+
 /// The control plane answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Alive {
@@ -88,8 +90,14 @@ pub struct DataPlaneStatus {
     pub memory_origin: Option<String>,
     /// Threads that forward.
     pub workers: u32,
-    /// How long it has served.
+    /// How long it has served, a drain included.
     pub serving_s: f64,
+    /// How long it has been draining, if it is.
+    #[serde(default)]
+    pub draining_s: Option<f64>,
+    /// How long the drain takes yet at most.
+    #[serde(default)]
+    pub drain_left_s: Option<f64>,
     /// Authenticated sessions.
     pub sessions: u64,
     /// Connections in their handshake.
@@ -106,6 +114,14 @@ pub struct DataPlaneStatus {
     pub orphan_s: Option<f64>,
 }
 
+/// Whose sessions or streams to list; everybody's unless one is named.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Of {
+    /// The key, or the beginning of one that is there.
+    pub key: Option<String>,
+}
+
 /// The sessions there are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sessions {
@@ -117,6 +133,18 @@ pub struct Sessions {
     pub untracked: u64,
     /// By worker and number.
     pub sessions: Vec<Session>,
+}
+
+impl Sessions {
+    /// Those of one key.
+    ///
+    /// # Errors
+    /// It is nobody's, or can be several.
+    pub fn of(mut self, pattern: &Pattern) -> Result<Self, PatternError> {
+        let key = pattern.resolve(self.sessions.iter().map(|session| &*session.public_key))?;
+        self.sessions.retain(|session| session.public_key == key);
+        Ok(self)
+    }
 }
 
 /// A session.
@@ -145,6 +173,18 @@ pub struct Session {
 pub struct ClosedSessions {
     /// Bounded: the oldest make room.
     pub closed: Vec<ClosedSession>,
+}
+
+impl ClosedSessions {
+    /// Those of one key.
+    ///
+    /// # Errors
+    /// It is nobody's, or can be several.
+    pub fn of(mut self, pattern: &Pattern) -> Result<Self, PatternError> {
+        let key = pattern.resolve(self.closed.iter().map(|session| &*session.public_key))?;
+        self.closed.retain(|session| session.public_key == key);
+        Ok(self)
+    }
 }
 
 /// A session that ended.
@@ -178,6 +218,19 @@ pub struct Streams {
     pub missing: u64,
     /// In no particular order.
     pub streams: Vec<Stream>,
+}
+
+impl Streams {
+    /// Those of one key, whoever dialled.
+    ///
+    /// # Errors
+    /// It is nobody's, or can be several.
+    pub fn of(mut self, pattern: &Pattern) -> Result<Self, PatternError> {
+        let keys = self.streams.iter().flat_map(|stream| [&*stream.source, &*stream.destination]);
+        let key = pattern.resolve(keys)?;
+        self.streams.retain(|stream| stream.source == key || stream.destination == key);
+        Ok(self)
+    }
 }
 
 /// Two streams joined to a bridge.
@@ -260,14 +313,14 @@ pub struct Done {
 /// Close the session of a key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Close {
-    /// The key, 66 hex digits.
+    /// The key, 66 hex digits, or as many of the first as tell it from others that are connected.
     pub public_key: String,
 }
 
 /// Change a setting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// `hybrid`, `company-us` or `pause-us`.
+    /// `hybrid`, `company_us` or `pause_us`, with either `_` or `-`.
     pub name: String,
     /// As text.
     pub value: String,

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::extract::State as Shared;
+use axum::extract::{Query, State as Shared};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -19,8 +19,10 @@ use tokio::net::{UnixListener, UnixStream};
 use super::direct::{self, DirectError, key_text, seconds};
 use super::model::{
     self, Alive, Change, Close, ClosedSession, ClosedSessions, ControlStatus, Counters, DiscoveryStatus,
-    Done, Drain, Failure, Session, Sessions, Status, Stop, Stream, Streams,
+    Done, Drain, Failure, Of, Session, Sessions, Status, Stop, Stream, Streams,
 };
+use super::pattern::{Pattern, PatternError};
+use crate::config::{SETTINGS, setting_name};
 use crate::http::{HttpServer, Limits};
 use crate::presence::{Absence, DRAINING, ENDING, Presence};
 use crate::registration::Standing;
@@ -172,6 +174,17 @@ impl From<AskError> for Refusal {
     }
 }
 
+impl From<PatternError> for Refusal {
+    fn from(error: PatternError) -> Self {
+        let code = match error {
+            PatternError::Malformed(_) => StatusCode::BAD_REQUEST,
+            PatternError::Nobody(_) => StatusCode::NOT_FOUND,
+            PatternError::Several { .. } => StatusCode::CONFLICT,
+        };
+        Self(code, error.to_string())
+    }
+}
+
 impl From<EndError> for Refusal {
     fn from(error: EndError) -> Self {
         Self(StatusCode::BAD_GATEWAY, error.to_string())
@@ -204,7 +217,12 @@ async fn status(Shared(admin): Shared<Admin>) -> Answer<Status> {
     Ok(Json(Status { control: Some(control), control_error: None, dataplane }))
 }
 
-async fn sessions(Shared(admin): Shared<Admin>) -> Answer<Sessions> {
+/// Whose list is asked for.
+fn pattern(of: &Of) -> Result<Option<Pattern>, PatternError> {
+    of.key.as_deref().map(str::parse).transpose()
+}
+
+async fn sessions(Shared(admin): Shared<Admin>, Query(of): Query<Of>) -> Answer<Sessions> {
     let table = admin.plane.table().await.ok_or_else(Refusal::ending)?;
     let now = monotonic_ns();
     let mut sessions: Vec<_> = table
@@ -223,10 +241,14 @@ async fn sessions(Shared(admin): Shared<Admin>) -> Answer<Sessions> {
         .collect();
     sessions.sort_by_key(|session| (session.worker, session.session));
     let from = "control".to_owned();
-    Ok(Json(Sessions { from, current: table.current, untracked: table.untracked, sessions }))
+    let all = Sessions { from, current: table.current, untracked: table.untracked, sessions };
+    Ok(Json(match pattern(&of)? {
+        Some(pattern) => all.of(&pattern)?,
+        None => all,
+    }))
 }
 
-async fn closed(Shared(admin): Shared<Admin>) -> Answer<ClosedSessions> {
+async fn closed(Shared(admin): Shared<Admin>, Query(of): Query<Of>) -> Answer<ClosedSessions> {
     let closed = admin.plane.closed().await.ok_or_else(Refusal::ending)?;
     let now = monotonic_ns();
     let closed = closed.into_iter().map(|closed| {
@@ -243,10 +265,14 @@ async fn closed(Shared(admin): Shared<Admin>) -> Answer<ClosedSessions> {
             lasted_s: closed.opened_ns.map(|opened| seconds(ended.saturating_sub(opened))),
         }
     });
-    Ok(Json(ClosedSessions { closed: closed.collect() }))
+    let all = ClosedSessions { closed: closed.collect() };
+    Ok(Json(match pattern(&of)? {
+        Some(pattern) => all.of(&pattern)?,
+        None => all,
+    }))
 }
 
-async fn streams(Shared(admin): Shared<Admin>) -> Answer<Streams> {
+async fn streams(Shared(admin): Shared<Admin>, Query(of): Query<Of>) -> Answer<Streams> {
     let list = match admin.order(Order::ListBridges).await? {
         Outcome::Bridges(list) => list,
         _ => return Err(Refusal(StatusCode::BAD_GATEWAY, "the data plane listed no bridges".to_owned())),
@@ -264,7 +290,11 @@ async fn streams(Shared(admin): Shared<Admin>) -> Answer<Streams> {
         back_limited: Some(bridge.back_limited),
         age_s: Some(seconds(now.saturating_sub(bridge.since_ns))),
     });
-    Ok(Json(Streams { from: "control".to_owned(), missing: list.missing, streams: streams.collect() }))
+    let all = Streams { from: "control".to_owned(), missing: list.missing, streams: streams.collect() };
+    Ok(Json(match pattern(&of)? {
+        Some(pattern) => all.of(&pattern)?,
+        None => all,
+    }))
 }
 
 async fn counters(Shared(admin): Shared<Admin>) -> Answer<Counters> {
@@ -284,12 +314,11 @@ async fn limits(Shared(admin): Shared<Admin>) -> Answer<model::Limits> {
 }
 
 async fn close(Shared(admin): Shared<Admin>, Json(close): Json<Close>) -> Answer<Done> {
-    let key = close.public_key.parse::<PublicKey>().map_err(|error| {
-        Refusal::bad(format!(
-            "`{}` is not a public key: {error}; take one from: ringwire show sessions",
-            close.public_key
-        ))
-    })?;
+    let pattern: Pattern = close.public_key.parse()?;
+    let table = admin.plane.table().await.ok_or_else(Refusal::ending)?;
+    let keys: Vec<_> = table.sessions.iter().map(|session| key_text(session.note.peer.as_bytes())).collect();
+    let meant = pattern.resolve(keys.iter().map(String::as_str))?;
+    let key = meant.parse::<PublicKey>().map_err(|error| Refusal::bad(format!("{meant}: {error}")))?;
     let peer = PeerKey::new(*key.as_bytes()).map_err(|error| Refusal::bad(error.to_string()))?;
     match admin.order(Order::CloseSession(peer)).await? {
         Outcome::Done(count) => Ok(Json(Done { message: format!("closed the session of {key}"), count })),
@@ -301,17 +330,18 @@ async fn close(Shared(admin): Shared<Admin>, Json(close): Json<Close>) -> Answer
 }
 
 async fn change(Shared(admin): Shared<Admin>, Json(change): Json<Change>) -> Answer<Done> {
-    let setting = parse_setting(&change.name, &change.value).map_err(Refusal::bad)?;
+    let name = setting_name(&change.name);
+    let setting = parse_setting(&name, &change.value).map_err(Refusal::bad)?;
     match admin.order(Order::Change(setting)).await? {
         Outcome::Done(_) => {
-            let message = format!("{} is {} from now on", change.name, change.value);
+            let message = format!("{name} is {} from now on", change.value);
             Ok(Json(Done { message, count: admin.plane.status().workers as u64 }))
         }
-        _ => Err(Refusal(StatusCode::CONFLICT, format!("the data plane does not change {}", change.name))),
+        _ => Err(Refusal(StatusCode::CONFLICT, format!("the data plane does not change {name}"))),
     }
 }
 
-/// A setting that can change while it runs.
+/// A setting that can change while it runs, by its name in files.
 fn parse_setting(name: &str, value: &str) -> Result<Setting, String> {
     match name {
         "hybrid" => match value {
@@ -320,12 +350,22 @@ fn parse_setting(name: &str, value: &str) -> Result<Setting, String> {
             "require" => Ok(Setting::Hybrid(HybridPolicy::Require)),
             _ => Err(format!("hybrid is one of off, offer, require; not `{value}`")),
         },
-        "company-us" => microseconds(name, value).map(Setting::CompanyUsMax),
-        "pause-us" => microseconds(name, value).map(Setting::PauseUsMax),
+        "company_us" => microseconds(name, value).map(Setting::CompanyUsMax),
+        "pause_us" => microseconds(name, value).map(Setting::PauseUsMax),
+        _ if SETTINGS.iter().any(|setting| setting.name == name) => Err(format!(
+            "{name} holds until the server is started anew; these can be changed while it runs: {}",
+            live_settings()
+        )),
         _ => Err(format!(
-            "`{name}` cannot be changed while the server runs; these can: hybrid, company-us, pause-us"
+            "there is no setting `{name}`; these can be changed while the server runs: {}",
+            live_settings()
         )),
     }
+}
+
+fn live_settings() -> String {
+    let live = SETTINGS.iter().filter(|setting| setting.live).map(|setting| setting.name);
+    live.collect::<Vec<_>>().join(", ")
 }
 
 fn microseconds(name: &str, value: &str) -> Result<u32, String> {
@@ -350,10 +390,12 @@ async fn drain(Shared(admin): Shared<Admin>, Json(drain): Json<Drain>) -> Answer
         if let Some(absence) = absence {
             absence.for_good();
         }
-        let message = format!(
-            "draining: nothing new is accepted, and the server ends when its {sessions} sessions have ended, at the latest in {} s",
-            drain.within_s
-        );
+        let last = match sessions {
+            0 => "at once: nobody is connected".to_owned(),
+            1 => format!("when its one session has ended, at the latest in {} s", drain.within_s),
+            _ => format!("when its {sessions} sessions have ended, at the latest in {} s", drain.within_s),
+        };
+        let message = format!("draining: nothing new is accepted, and the server ends {last}");
         Ok(Json(Done { message, count: sessions }))
     })
     .await
@@ -423,14 +465,23 @@ mod tests {
     #[test]
     fn settings_are_checked_and_named() {
         assert_eq!(parse_setting("hybrid", "require"), Ok(Setting::Hybrid(HybridPolicy::Require)));
-        assert_eq!(parse_setting("company-us", "0"), Ok(Setting::CompanyUsMax(0)));
-        assert_eq!(parse_setting("pause-us", "3000"), Ok(Setting::PauseUsMax(3000)));
+        assert_eq!(parse_setting("company_us", "0"), Ok(Setting::CompanyUsMax(0)));
+        assert_eq!(parse_setting("pause_us", "3000"), Ok(Setting::PauseUsMax(3000)));
         for (name, value, cure) in [
             ("hybrid", "maybe", "off, offer, require"),
-            ("company-us", "-1", "0 to 10000"),
-            ("company-us", "10001", "0 to 10000"),
-            ("pause-us", "10001", "0 to 10000"),
-            ("listen", "127.0.0.1:1", "hybrid, company-us, pause-us"),
+            ("company_us", "-1", "0 to 10000"),
+            ("company_us", "10001", "0 to 10000"),
+            ("pause_us", "10001", "0 to 10000"),
+            (
+                "listen",
+                "127.0.0.1:1",
+                "started anew; these can be changed while it runs: hybrid, company_us, pause_us",
+            ),
+            (
+                "company",
+                "1",
+                "no setting `company`; these can be changed while the server runs: hybrid, company_us, pause_us",
+            ),
         ] {
             let error = parse_setting(name, value).unwrap_err();
             assert!(error.contains(cure), "{error}");

@@ -201,6 +201,8 @@ fn named(file: &File) -> Vec<(&'static str, String)> {
         pause_us,
         buffer_memory,
         orphan_limit_ms,
+        // One setting with the former, which has it.
+        orphan_limit_s: _,
         handshake_threads,
         half_open_max,
         sessions_per_address,

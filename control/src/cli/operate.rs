@@ -31,10 +31,10 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  ringwire close 02fe..33                 the client may come back; its streams are closed
+  ringwire close 02fe41                   the client may come back; its streams are closed
   ringwire show sessions                  the keys that are connected")]
 pub(super) struct CloseArguments {
-    /// Public key of the client, 66 hex digits
+    /// Public key of the client; its first digits do, 4 at least, where no other that is connected has them
     #[arg(value_name = "PUBLIC_KEY")]
     public_key: String,
     #[command(flatten)]
@@ -73,14 +73,14 @@ pub(super) struct StopArguments {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ringwire set hybrid require             refuse clients without the post-quantum part from now on
-  ringwire set company-us 50              wait up to 50 us for more work per turn: less CPU, more latency
-  ringwire set pause-us 0                 never leave a busy session unread for a moment: more CPU, less latency
+  ringwire set company_us 50              wait up to 50 us for more work per turn: less CPU, more latency
+  ringwire set pause_us 0                 never leave a busy session unread for a moment: more CPU, less latency
 
 A change holds until the server is stopped, also when either plane crashes and comes back by itself. A control plane that is
 started anew has its own say: what its file or flags name holds from then on. To keep a change, write it into the file of
 `--config` too. What is in force: ringwire show settings")]
 pub(super) struct SetArguments {
-    /// What to change: hybrid, company-us or pause-us
+    /// What to change: hybrid, company_us or pause_us; `-` does for `_`
     #[arg(value_name = "NAME")]
     name: String,
     /// Its new value

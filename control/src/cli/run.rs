@@ -78,8 +78,11 @@ pub(super) struct Arguments {
     #[arg(long, value_enum)]
     hybrid: Option<HybridChoice>,
     /// End of a data plane that nobody controls any more, after so many seconds; 0: it serves on [default: 0]
-    #[arg(long, value_name = "SECONDS", value_parser = orphan_limit)]
+    #[arg(long, visible_alias = "orphan-limit-s", value_name = "SECONDS", value_parser = orphan_limit)]
     orphan_limit: Option<f64>,
+    /// The same in milliseconds
+    #[arg(long, value_name = "MILLISECONDS", conflicts_with = "orphan_limit")]
+    orphan_limit_ms: Option<u64>,
     /// On SIGINT and SIGTERM end this process alone; the data plane goes on until: ringwire stop
     #[arg(long)]
     pub(super) leave_dataplane: bool,
@@ -379,7 +382,8 @@ impl Arguments {
             hybrid: self.hybrid.map(Into::into),
             orphan_limit_ms: self
                 .orphan_limit
-                .map(|seconds| Duration::from_secs_f64(seconds).as_millis() as u64),
+                .map(|seconds| Duration::from_secs_f64(seconds).as_millis() as u64)
+                .or(self.orphan_limit_ms),
             log_sessions: self.log_sessions.then_some(true),
             ..self.services.settings()
         });

@@ -7,11 +7,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde::de::DeserializeOwned;
 
 use super::operate::nothing_runs;
-use super::output::{Common, Table, age, block_on, bytes};
+use super::output::{Common, Table, age, block_on, bytes, counted};
 use crate::admin::model::{
-    ClosedSessions, Counters, DataPlaneStatus, DiscoveryStatus, Limits, Sessions, Settings, Status, Streams,
+    ClosedSessions, ControlStatus, Counters, DataPlaneStatus, DiscoveryStatus, Limits, Sessions, Settings,
+    Status, Streams,
 };
-use crate::admin::{self, Client, ClientError, DirectError};
+use crate::admin::{self, Client, ClientError, DirectError, Pattern};
 use crate::state::State;
 use crate::state::lock::Holder;
 
@@ -34,9 +35,13 @@ pub(super) enum Show {
     /// Who is connected
     #[command(after_help = "Examples:
   ringwire show sessions
+  ringwire show sessions 02fe41                       those of one key, or of the only one that begins so
   ringwire show sessions --closed                     the last that ended, and why
   ringwire show sessions --from dataplane --json      the data plane's own list, also with the control plane dead")]
     Sessions {
+        /// Of this public key alone; its first digits do, 4 at least, where no other in the list has them
+        #[arg(value_name = "PUBLIC_KEY")]
+        key: Option<Pattern>,
         /// Show the last sessions that ended, with their reasons
         #[arg(long, conflicts_with = "from")]
         closed: bool,
@@ -48,6 +53,9 @@ pub(super) enum Show {
     },
     /// What is bridged, and what holds it up
     Streams {
+        /// Of this public key alone, at either end; its first digits do, 4 at least, where no other in the list has them
+        #[arg(value_name = "PUBLIC_KEY")]
+        key: Option<Pattern>,
         /// Whose knowledge to show [default: control, or dataplane where that does not answer]
         #[arg(long, value_enum)]
         from: Option<From>,
@@ -136,9 +144,6 @@ fn status_text(status: &Status) -> String {
             if let Some(reason) = &control.not_ready {
                 text.push_str(&format!("\n               NOT ready: {reason}"));
             }
-            if let Some(loss) = &control.last_loss {
-                text.push_str(&format!("\n               went away {} times, last: {loss}", control.losses));
-            }
             for discovery in &control.discoveries {
                 text.push_str(&format!("\n  discovery    {}", discovery_text(discovery, control.attached)));
             }
@@ -152,7 +157,20 @@ fn status_text(status: &Status) -> String {
             dataplane_text(dataplane, alone)
         },
     );
-    format!("  control      {control}\n{dataplane}")
+    let losses = status.control.as_ref().map(losses_text).unwrap_or_default();
+    format!("  control      {control}\n{dataplane}{losses}")
+}
+
+/// How often the data plane has ended under this control plane, and why there is none or was none.
+fn losses_text(control: &ControlStatus) -> String {
+    let Some(last) = &control.last_loss else { return String::new() };
+    let lost = format!("lost {} since the control plane started", counted(control.losses, "time"));
+    match (control.attached, control.losses) {
+        (true, 0) => format!("  data plane   could not be had before: {last}\n"),
+        (true, _) => format!("  data plane   was {lost}; last: {last}\n"),
+        (false, 0) => format!("  data plane   is missing: {last}\n"),
+        (false, _) => format!("  data plane   is missing, {lost}; last: {last}\n"),
+    }
 }
 
 fn discovery_text(discovery: &DiscoveryStatus, attached: bool) -> String {
@@ -169,12 +187,25 @@ fn discovery_text(discovery: &DiscoveryStatus, attached: bool) -> String {
     format!("{}, {registered}{error}", discovery.url)
 }
 
+/// What a data plane does, and for how long.
+fn doing_text(dataplane: &DataPlaneStatus) -> String {
+    let (state, up) = (&dataplane.state, age(dataplane.serving_s));
+    match (dataplane.draining_s, dataplane.drain_left_s) {
+        (Some(draining_s), Some(left_s)) => {
+            let (since, left) = (age(draining_s), age(left_s));
+            format!("{state} for {since}, over in {left} at the latest, up {up}")
+        }
+        // Of an earlier build, ending, or waiting to begin.
+        _ if state != "serving" => format!("{state}, up {up}"),
+        _ => format!("{state} for {up}"),
+    }
+}
+
 fn dataplane_text(dataplane: &DataPlaneStatus, alone: bool) -> String {
     let mut text = format!(
-        "  data plane   process {}, {} for {}, driver {}, workers {}\n",
+        "  data plane   process {}, {}, driver {}, workers {}\n",
         dataplane.pid,
-        dataplane.state,
-        age(dataplane.serving_s),
+        doing_text(dataplane),
         dataplane.driver,
         dataplane.workers
     );
@@ -187,8 +218,10 @@ fn dataplane_text(dataplane: &DataPlaneStatus, alone: bool) -> String {
     line(
         "sessions",
         &format!(
-            "{} ({} in their handshake; at most {} connections)",
-            dataplane.sessions, dataplane.half_open, dataplane.connections_max
+            "{} (and {} in a handshake; at most {})",
+            dataplane.sessions,
+            counted(dataplane.half_open, "connection"),
+            counted(dataplane.connections_max, "connection")
         ),
     );
     line("bridges", &dataplane.bridges.to_string());
@@ -200,15 +233,26 @@ fn dataplane_text(dataplane: &DataPlaneStatus, alone: bool) -> String {
 
 pub(super) fn show(show: &Show) -> anyhow::Result<ExitCode> {
     match show {
-        Show::Sessions { closed: true, common, .. } => {
-            common.print(&common.get("/v1/sessions/closed")?, closed_text)
+        Show::Sessions { closed: true, key, common, .. } => {
+            common.print(&common.get(&of("/v1/sessions/closed", key.as_ref()))?, closed_text)
         }
-        Show::Sessions { from, common, .. } => {
-            let sessions = ask(*from, common, "/v1/sessions", |state| Ok(admin::dump(state)?.0))?;
+        Show::Sessions { key, from, common, .. } => {
+            let path = of("/v1/sessions", key.as_ref());
+            let sessions: Sessions = ask(*from, common, &path, |state| Ok(admin::dump(state)?.0))?;
+            // The data plane's own list is everybody's.
+            let sessions = match key {
+                Some(key) => sessions.of(key)?,
+                None => sessions,
+            };
             common.print(&sessions, sessions_text)
         }
-        Show::Streams { from, common } => {
-            let streams = ask(*from, common, "/v1/streams", |state| Ok(admin::dump(state)?.1))?;
+        Show::Streams { key, from, common } => {
+            let path = of("/v1/streams", key.as_ref());
+            let streams: Streams = ask(*from, common, &path, |state| Ok(admin::dump(state)?.1))?;
+            let streams = match key {
+                Some(key) => streams.of(key)?,
+                None => streams,
+            };
             common.print(&streams, streams_text)
         }
         Show::Counters { all, common } => {
@@ -219,6 +263,11 @@ pub(super) fn show(show: &Show) -> anyhow::Result<ExitCode> {
         }
         Show::Settings { common } => common.print(&admin::settings(&common.state()?)?, settings_text),
     }
+}
+
+/// The path of a list, of one key if it is named. A pattern has no character that means something in a query.
+fn of(path: &str, key: Option<&Pattern>) -> String {
+    key.map_or_else(|| path.to_owned(), |key| format!("{path}?key={key}"))
 }
 
 /// Asks the control plane, or the data plane: that also where the control plane does not answer, unless it was meant.
@@ -258,7 +307,7 @@ fn sessions_text(sessions: &Sessions) -> String {
         ]);
     }
     let mut text = table.render();
-    text.push_str(&format!("{} sessions\n", sessions.sessions.len()));
+    text.push_str(&format!("{}\n", counted(sessions.sessions.len() as u64, "session")));
     for session in sessions.sessions.iter().filter(|session| session.standby) {
         text.push_str(&format!(
             "Two clients use the key {}: the one at {} stands by and is not dialled. Give each machine a key of its own.\n",
@@ -312,7 +361,7 @@ fn streams_text(streams: &Streams) -> String {
         ]);
     }
     let mut text = table.render();
-    text.push_str(&format!("{} bridges\n", streams.streams.len()));
+    text.push_str(&format!("{}\n", counted(streams.streams.len() as u64, "bridge")));
     if streams.missing > 0 {
         text.push_str(&format!("{} more could not be listed; try again.\n", streams.missing));
     }

@@ -15,6 +15,11 @@ pub struct SettingHelp {
     pub help: &'static str,
 }
 
+/// The name of a setting as files have it; who types it may write `-` for `_`.
+pub fn setting_name(typed: &str) -> String {
+    typed.replace('-', "_")
+}
+
 /// In the order in which an operator meets them.
 pub const SETTINGS: &[SettingHelp] = &[
     SettingHelp {
@@ -96,14 +101,14 @@ pub const SETTINGS: &[SettingHelp] = &[
     },
     SettingHelp {
         name: "company_us",
-        values: "microseconds",
+        values: "0 to 10000 microseconds",
         default: "100",
         live: true,
         help: "Longest wait for more small frames to send together; 0: never wait.",
     },
     SettingHelp {
         name: "pause_us",
-        values: "microseconds",
+        values: "0 to 10000 microseconds",
         default: "3000",
         live: true,
         help: "How long a session may be left unread to take more of its small frames at a time, while many keep a core busy; 0: never.",
@@ -116,11 +121,18 @@ pub const SETTINGS: &[SettingHelp] = &[
         help: "Address space for buffers of all workers together; resident where used.",
     },
     SettingHelp {
+        name: "orphan_limit_s",
+        values: "0 to 31536000 seconds, fractions too",
+        default: "0: never",
+        live: false,
+        help: "A data plane without control plane ends by itself after so long.",
+    },
+    SettingHelp {
         name: "orphan_limit_ms",
         values: "milliseconds",
         default: "0: never",
         live: false,
-        help: "A data plane without control plane ends by itself after so long.",
+        help: "The same in milliseconds, which is what `ringwire show settings` shows; one of the two.",
     },
     SettingHelp {
         name: "handshake_threads",

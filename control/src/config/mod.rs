@@ -18,7 +18,7 @@ use ringwire_dataplane::limits::{WAIT_US_MAX, WORKERS_MAX};
 use ringwire_proto::identity::SecretKey;
 use serde::Deserialize;
 
-pub use describe::{SETTINGS, SettingHelp};
+pub use describe::{SETTINGS, SettingHelp, setting_name};
 pub use log::LogFilter;
 pub use value::{Driver, HostPort, HybridSetting, Network, Url};
 
@@ -59,8 +59,12 @@ pub struct File {
     pub pause_us: Option<u32>,
     /// Buffer memory, in bytes; 0: by the size of the machine.
     pub buffer_memory: Option<u64>,
-    /// A data plane without control plane ends after so many milliseconds; 0: never.
+    /// A data plane without control plane ends after so many milliseconds; 0: never. Here too where a file says
+    /// `orphan_limit_s`.
     pub orphan_limit_ms: Option<u64>,
+    /// `orphan_limit_s` of a file, in milliseconds; moved to the former by [`read`](Self::read).
+    #[serde(deserialize_with = "value::seconds_as_ms")]
+    pub orphan_limit_s: Option<u64>,
     /// Threads of the handshake lane; 0: by the number of cores.
     pub handshake_threads: Option<u16>,
     /// Connections that may be in their handshake.
@@ -194,10 +198,25 @@ impl File {
             }
             file
         } else {
-            toml::from_str(text).map_err(|error| toml_error(path, text, &error))?
+            from_toml(text).map_err(|error| toml_error(path, text, &error))?
         };
+        let file = file.in_one_unit(path)?;
         file.check(path)?;
         Ok(file)
+    }
+
+    /// What may be told in seconds or in milliseconds, in one of them.
+    fn in_one_unit(mut self, path: &Path) -> Result<Self, ConfigError> {
+        let seconds = self.orphan_limit_s.take();
+        if seconds.is_some() && self.orphan_limit_ms.is_some() {
+            return Err(ConfigError::Together {
+                path: path.to_owned(),
+                names: "orphan_limit_s, orphan_limit_ms",
+                message: "they are one setting in two units; leave one of the two out".to_owned(),
+            });
+        }
+        self.orphan_limit_ms = self.orphan_limit_ms.or(seconds);
+        Ok(self)
     }
 
     /// These settings where `over` does not name its own.
@@ -219,6 +238,7 @@ impl File {
             pause_us: over.pause_us.or(self.pause_us),
             buffer_memory: over.buffer_memory.or(self.buffer_memory),
             orphan_limit_ms: over.orphan_limit_ms.or(self.orphan_limit_ms),
+            orphan_limit_s: over.orphan_limit_s.or(self.orphan_limit_s),
             handshake_threads: over.handshake_threads.or(self.handshake_threads),
             half_open_max: over.half_open_max.or(self.half_open_max),
             sessions_per_address: over.sessions_per_address.or(self.sessions_per_address),
@@ -274,6 +294,32 @@ impl File {
     }
 }
 
+/// Reads TOML. Who writes a name with `-` for `_` means the setting all the same.
+fn from_toml(text: &str) -> Result<File, toml::de::Error> {
+    let mut text = std::borrow::Cow::Borrowed(text);
+    // Each goes round once at most: a name that is written twice is the format's own error.
+    for _ in SETTINGS {
+        let error = match toml::from_str(&text) {
+            Ok(file) => return Ok(file),
+            Err(error) => error,
+        };
+        let (Some(name), Some(place)) = (unknown_field(error.message()), error.span()) else { break };
+        let meant = setting_name(name);
+        let is_meant = meant != name && SETTINGS.iter().any(|setting| setting.name == meant);
+        if !is_meant || text.get(place.clone()) != Some(name) {
+            break;
+        }
+        // As long as before, so that places of other errors stay true.
+        text.to_mut().replace_range(place, &meant);
+    }
+    toml::from_str(&text)
+}
+
+/// The field that a parser does not know.
+fn unknown_field(message: &str) -> Option<&str> {
+    message.trim().strip_prefix("unknown field `")?.split('`').next()
+}
+
 fn toml_error(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
     let at = error.span().map_or(0, |span| span.start).min(text.len());
     let before = &text[..floor(text, at)];
@@ -294,8 +340,7 @@ fn floor(text: &str, mut at: usize) -> usize {
 
 /// What to do about a message of a parser.
 fn cure(message: &str) -> String {
-    let unknown = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next());
-    let Some(unknown) = unknown else {
+    let Some(unknown) = unknown_field(message) else {
         return "`ringwire check --settings` lists every setting with its values".into();
     };
     let nearest = SETTINGS
@@ -368,6 +413,45 @@ mod tests {
         assert_eq!(read("# nothing").unwrap(), File::default());
         let embedded = read("discovery_listen = \"127.0.0.1:9090\"").unwrap();
         assert_eq!(embedded.discovery_listen.unwrap().port(), 9090);
+    }
+
+    #[test]
+    fn a_name_may_be_written_with_either_dash() {
+        let file =
+            read("company-us = 7\npause_us = 8\nhalf-open-max = 9\nlog = \"company-us=info\"\n").unwrap();
+        assert_eq!((file.company_us, file.pause_us, file.half_open_max), (Some(7), Some(8), Some(9)));
+        assert_eq!(file.log, Some("company-us=info".parse().unwrap()), "values stay as they are");
+        for (text, place) in [
+            ("company-us = 7\ncompany_us = 8\n", "duplicate"),
+            ("company-us = 7\nhybrid-off = 8\n", ":2:1: unknown field `hybrid-off`"),
+            ("company-us = 7\nhalf-open-max = -1\n", ":2:17:"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(place), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_time_may_be_told_in_seconds_or_in_milliseconds() {
+        for (text, milliseconds) in [
+            ("orphan_limit_s = 60", 60_000),
+            ("orphan-limit-s = 0.25", 250),
+            ("orphan_limit_s = 0", 0),
+            ("orphan_limit_ms = 250", 250),
+        ] {
+            let file = read(text).unwrap();
+            assert_eq!((file.orphan_limit_ms, file.orphan_limit_s), (Some(milliseconds), None), "{text}");
+        }
+        for (text, cure) in [
+            ("orphan_limit_s = 1\norphan_limit_ms = 1000", "one of the two"),
+            ("orphan_limit_s = -1", "from 0 to 31536000"),
+            ("orphan_limit_s = 31536001", "from 0 to 31536000"),
+            ("orphan_limit_s = nan", "from 0 to 31536000"),
+            ("orphan_limit_s = \"1\"", "number of seconds"),
+        ] {
+            let error = read(text).unwrap_err().to_string();
+            assert!(error.contains(cure), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -3,11 +3,33 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer};
 
 use super::LogFilter;
+
+/// Longest time that can be told in seconds: a year.
+pub(crate) const SECONDS_MAX: f64 = 31_536_000.0;
+
+/// Seconds, with a fraction or without, as milliseconds.
+pub(super) fn seconds_as_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "expected a number of seconds from 0 to 31536000")]
+    enum Seconds {
+        Whole(u32),
+        Broken(f64),
+    }
+    let seconds = match Seconds::deserialize(deserializer)? {
+        Seconds::Whole(seconds) => f64::from(seconds),
+        Seconds::Broken(seconds) => seconds,
+    };
+    if !(0.0..=SECONDS_MAX).contains(&seconds) {
+        return Err(D::Error::custom(format!("expected seconds from 0 to {SECONDS_MAX}, not {seconds}")));
+    }
+    Ok(Some(Duration::from_secs_f64(seconds).as_millis() as u64))
+}
 
 /// What moves the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -11,6 +11,9 @@ use socket2::Socket;
 use super::configuration::Configuration;
 use crate::server::{AttachError, Server, StopError, WorkerDescriptors};
 
+/// A century: longer than anything is waited for.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+
 /// See the module's head. Held for the time of one request at most.
 #[derive(Debug, Default)]
 pub(super) struct Plane(Mutex<State>);
@@ -36,7 +39,15 @@ pub(super) struct Serving {
     pub(super) settings: Configuration,
     pub(super) orphan_limit: Option<Duration>,
     pub(super) since: Instant,
-    pub(super) draining: bool,
+    pub(super) draining: Option<Draining>,
+}
+
+/// A drain that has begun.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Draining {
+    pub(super) since: Instant,
+    /// It is over by then, by the last order.
+    pub(super) until: Instant,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +94,7 @@ impl Plane {
     }
 
     pub(super) fn is_draining(&self) -> bool {
-        self.state().serving.as_ref().is_some_and(|serving| serving.draining)
+        self.state().serving.as_ref().is_some_and(|serving| serving.draining.is_some())
     }
 
     pub(super) fn is_attached(&self) -> bool {
@@ -103,8 +114,16 @@ impl Plane {
     pub(super) fn drain(&self, within: Duration) -> bool {
         let mut state = self.state();
         let Some(serving) = &mut state.serving else { return false };
-        serving.draining = serving.server.drain(within);
-        serving.draining
+        let now = Instant::now();
+        // A time that cannot be named is never.
+        let until = now.checked_add(within).unwrap_or(now + FOREVER);
+        if serving.server.drain(within) {
+            let since = serving.draining.map_or(now, |draining| draining.since);
+            serving.draining = Some(Draining { since, until });
+        } else {
+            serving.draining = None;
+        }
+        serving.draining.is_some()
     }
 
     /// Stops the workers, if there are any.
@@ -160,7 +179,7 @@ impl State {
             orphan_limit: configuration.orphan_limit(),
             settings: configuration,
             since: Instant::now(),
-            draining: false,
+            draining: None,
         }))
     }
 

@@ -10,7 +10,7 @@ use ringwire_ipc::socket::{
     PROTOCOL, Refusal, Refused, Reply, Request, Session, Started, Status,
 };
 
-use super::plane::{Plane, Serving, State, not_started, refused};
+use super::plane::{Draining, Plane, Serving, State, not_started, refused};
 use super::{configuration, own_pid, pid_number};
 use crate::mail::Report;
 use crate::server::Workers;
@@ -286,17 +286,22 @@ impl Conversation<'_> {
 
 fn status(state: &State) -> Status {
     let serving = state.serving.as_ref();
-    let elapsed_ns = |since: Instant| u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let elapsed_ns = |since: Instant| nanos(since.elapsed());
+    let draining = serving.and_then(|serving| serving.draining);
+    let left = |draining: Draining| draining.until.saturating_duration_since(Instant::now());
     Status {
         pid: own_pid(),
         state: match serving {
             _ if state.is_stopped() => "ending",
             None => "waiting",
-            Some(serving) if serving.draining => "draining",
+            Some(serving) if serving.draining.is_some() => "draining",
             Some(_) => "serving",
         }
         .into(),
         serving_ns: serving.map_or(0, |serving| elapsed_ns(serving.since)),
+        draining_ns: draining.map_or(0, |draining| elapsed_ns(draining.since)),
+        drain_left_ns: draining.map_or(0, |draining| nanos(left(draining))),
         epoch: state.epoch,
         attached: state.attached.map_or(0, |attached| attached.pid),
         orphan_ns: state.alone_since.map_or(0, elapsed_ns),

@@ -290,6 +290,12 @@ pub struct Status {
     /// not answer, or of a build that does not say.
     #[prost(string, tag = "19")]
     pub settings: String,
+    /// Nanoseconds since it began to drain; 0: it does not, or is of a build that does not say.
+    #[prost(uint64, tag = "20")]
+    pub draining_ns: u64,
+    /// Nanoseconds that the drain may take yet.
+    #[prost(uint64, tag = "21")]
+    pub drain_left_ns: u64,
 }
 
 /// One session of a report.
