@@ -15,7 +15,7 @@ pub const TARGET: &str = "ringwire::sessions";
 pub(super) fn write(worker: usize, event: &Event, mirror: &Mirror) {
     match event {
         Event::Opened(note) if mirror.session(worker, note.session).is_some() => {
-            line(worker, note, "changed")
+            line(worker, note, "changed");
         }
         Event::Opened(note) => line(worker, note, "opened"),
         Event::Listed { session: note, .. } if mirror.session(worker, note.session).is_none() => {
