@@ -604,3 +604,189 @@ fn mistakes_are_told_with_their_cure() {
         assert!(text(&output.stdout).contains("--json"), "{command}");
     }
 }
+
+#[test]
+fn a_stream_that_breaks_off_is_no_success() {
+    let place = Place::new();
+    let mut listener = Running::start(place.over(&["dmsg", "listen", "9", "--once"]), true);
+    let target = format!("{}:9", listener.key());
+    let mut dialler =
+        place.over(&["dmsg", "dial", &target, "--linger", "0"]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = dialler.stdin.take().unwrap();
+    input.write_all(&[b'x'; 1000]).unwrap();
+    let mut came = [0; 1000];
+    listener.child.stdout.take().unwrap().read_exact(&mut came).unwrap();
+    let Place { server, directory: _directory, .. } = place;
+    server.stop().unwrap();
+    assert_eq!(listener.event()["event"], "stream");
+    let end = listener.event();
+    assert_eq!((&end["event"], &end["received"]), (&json!("end"), &json!(1000)), "{end}");
+    assert!(end["error"].is_string(), "{end}");
+    assert_eq!(listener.exit_code(), Some(1));
+    let mut said = String::new();
+    listener.events.read_to_string(&mut said).unwrap();
+    assert!(said.contains("not all of it") && said.contains("again"), "{said}");
+    drop(input);
+    let dialled = dialler.wait_with_output().unwrap();
+    assert_eq!(dialled.status.code(), Some(1));
+    assert!(text(&dialled.stderr).contains("1000 sent"), "{dialled:?}");
+}
+
+/// A web server that has one document, whose answers break off after so many bytes, and what it was asked.
+struct Breaking {
+    address: String,
+    asked: std::sync::mpsc::Receiver<String>,
+}
+
+/// The document: `length` bytes that differ from place to place.
+fn document(length: usize) -> Vec<u8> {
+    (0..length as u32).map(|number| (number % 251) as u8).collect()
+}
+
+impl Breaking {
+    /// Answers with these: the tag of the document, and the bytes that come before the connection ends.
+    fn start(answers: Vec<(&'static str, usize)>) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (tell, asked) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for (tag, comes) in answers {
+                let mut reader = BufReader::new(listener.accept().unwrap().0);
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+                }
+                let head = head.to_ascii_lowercase();
+                let all = document(3_000_000);
+                let begins = head.split("range: bytes=").nth(1).and_then(|rest| rest.split('-').next());
+                let is_same = !tag.is_empty() && head.contains(&format!("if-range: {tag}"));
+                let begins: usize = begins.filter(|_| is_same).map_or(0, |text| text.parse().unwrap());
+                let mut answer = match begins {
+                    0 => "HTTP/1.1 200 OK\r\n".to_owned(),
+                    at if at >= all.len() => {
+                        format!("HTTP/1.1 416 No\r\nContent-Range: bytes */{}\r\n", all.len())
+                    }
+                    at => format!(
+                        "HTTP/1.1 206 Partial\r\nContent-Range: bytes {at}-{}/{}\r\n",
+                        all.len() - 1,
+                        all.len()
+                    ),
+                };
+                let rest = &all[begins..];
+                if !tag.is_empty() {
+                    answer.push_str(&format!("ETag: {tag}\r\n"));
+                }
+                answer.push_str(&format!("Content-Length: {}\r\n\r\n", rest.len()));
+                let connection = reader.get_mut();
+                connection.write_all(answer.as_bytes()).unwrap();
+                // Who has broken off reads no more.
+                connection.write_all(&rest[..comes.min(rest.len())]).ok();
+                tell.send(head).ok();
+            }
+        });
+        Self { address, asked }
+    }
+}
+
+#[test]
+fn a_download_that_broke_off_goes_on_where_it_did() {
+    let place = Place::new();
+    let web = Breaking::start(vec![
+        ("\"one\"", 1_000_000),
+        ("\"one\"", 500_000),
+        ("\"one\"", usize::MAX),
+        ("\"one\"", 400_000),
+        ("\"two\"", usize::MAX),
+    ]);
+    let server = Running::start(place.over(&["dmsg", "serve", "--to", &web.address]), false);
+    let url = format!("{}image", server.ready["url"].as_str().unwrap());
+    let (file, part) = (place.path("image"), place.path("image.part"));
+    let path = file.to_str().unwrap();
+    let fetch = |further: &[&str]| place.output(&[&["dmsg", "curl", "-o", path, &url], further].concat());
+    let partial = || std::fs::read(&part).unwrap();
+
+    let broken = fetch(&[]);
+    assert_eq!(broken.status.code(), Some(1));
+    let said = text(&broken.stderr);
+    assert!(
+        said.contains("broke off") && said.contains("image.part") && said.contains("--continue"),
+        "{said}"
+    );
+    assert!(!file.exists() && !partial().is_empty() && document(3_000_000).starts_with(&partial()));
+    assert!(!web.asked.recv().unwrap().contains("range:"));
+    let first = partial().len();
+
+    let broken = fetch(&["--continue"]);
+    assert_eq!(broken.status.code(), Some(1));
+    assert!(web.asked.recv().unwrap().contains(&format!("range: bytes={first}-")));
+    assert!(partial().len() > first && document(3_000_000).starts_with(&partial()));
+
+    let report = json_of(&fetch(&["--continue", "--json"]));
+    assert_eq!(
+        (&report["status"], report["continued_at"].as_u64() > Some(first as u64)),
+        (&json!(206), true)
+    );
+    assert!(std::fs::read(&file).unwrap() == document(3_000_000));
+    assert!(!part.exists() && !place.path("image.part.json").exists());
+    web.asked.recv().unwrap();
+
+    // One that is another by now begins anew, and says so.
+    assert_eq!(fetch(&[]).status.code(), Some(1));
+    assert!(
+        std::fs::read(&file).unwrap() == document(3_000_000),
+        "the old one is whole until the new one is"
+    );
+    let anew = fetch(&["--continue"]);
+    assert!(anew.status.success() && text(&anew.stderr).contains("another version"), "{anew:?}");
+    assert!(std::fs::read(&file).unwrap() == document(3_000_000));
+    server.stop();
+}
+
+#[test]
+fn a_download_that_cannot_go_on_is_said_to_begin_anew() {
+    let place = Place::new();
+    let web = Breaking::start(vec![("", 1_000), ("", usize::MAX)]);
+    let server = Running::start(place.over(&["dmsg", "serve", "--to", &web.address]), false);
+    let url = format!("{}image", server.ready["url"].as_str().unwrap());
+    let file = place.path("image");
+    let fetch = |further: &[&str]| {
+        place.output(&[&["dmsg", "curl", "-o", file.to_str().unwrap(), &url], further].concat())
+    };
+    let broken = fetch(&[]);
+    assert!(broken.status.code() == Some(1) && text(&broken.stderr).contains("begin anew"), "{broken:?}");
+    let whole = fetch(&["--continue"]);
+    assert!(whole.status.success() && text(&whole.stderr).contains("nothing to continue"), "{whole:?}");
+    assert!(std::fs::read(&file).unwrap() == document(3_000_000));
+    server.stop();
+}
+
+#[test]
+fn who_says_nothing_is_given_up_and_who_reads_enough_is_no_failure() {
+    let place = Place::new();
+    let directory = place.path("public");
+    std::fs::create_dir_all(&directory).unwrap();
+    std::fs::write(directory.join("large"), document(3_000_000)).unwrap();
+    let server = Running::start(place.over(&["dmsg", "serve", "--dir", directory.to_str().unwrap()]), false);
+    let url = format!("{}large", server.ready["url"].as_str().unwrap());
+    let mut curl = place.over(&["dmsg", "curl", &url]).spawn().unwrap();
+    let mut few = [0; 10];
+    curl.stdout.take().unwrap().read_exact(&mut few).unwrap();
+    let ended = curl.wait_with_output().unwrap();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+    server.stop();
+
+    // A web server that takes the question and never answers.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = mute.local_addr().unwrap().to_string();
+    let server = Running::start(place.over(&["dmsg", "serve", "--to", &to]), false);
+    let url = server.ready["url"].as_str().unwrap().to_owned();
+    let output = place.output(&["dmsg", "curl", &url, "--silence", "1"]);
+    let said = text(&output.stderr);
+    assert!(
+        output.status.code() == Some(1) && said.contains("within 1 s") && said.contains("--silence"),
+        "{said}"
+    );
+    let output = place.output(&["dmsg", "curl", &url, "--max-time", "1"]);
+    assert!(text(&output.stderr).contains("--max-time"), "{output:?}");
+    server.stop();
+}

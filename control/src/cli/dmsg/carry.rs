@@ -16,7 +16,7 @@ use tokio::time::sleep;
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Bytes carried each way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub(super) struct Carried {
     /// From here to the other side.
     pub(super) sent: u64,
@@ -24,13 +24,14 @@ pub(super) struct Carried {
     pub(super) received: u64,
 }
 
-/// Carries until the other side has ended, or until the local input has and nothing came for `linger`.
+/// Carries until the other side has ended, or until the local input has and nothing came for `linger`. What was carried is told also
+/// when it broke off.
 pub(super) async fn carry(
     stream: impl AsyncRead + AsyncWrite,
     mut input: impl AsyncRead + Unpin,
     mut output: impl AsyncWrite + Unpin,
     linger: Duration,
-) -> io::Result<Carried> {
+) -> (Carried, io::Result<()>) {
     let (mut from_peer, mut to_peer) = tokio::io::split(stream);
     let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
     let input_ended = watch::Sender::new(false);
@@ -65,17 +66,14 @@ pub(super) async fn carry(
         }
         output.shutdown().await
     });
-    tokio::select! {
+    let end = tokio::select! {
         biased;
-        received = &mut receive => received?,
-        sent = &mut send => {
-            // What the other side said before it stopped listening is still delivered.
-            receive.await?;
-            sent?;
-        }
-    }
+        received = &mut receive => received,
+        // What the other side said before it stopped listening is still delivered.
+        sent = &mut send => receive.await.and(sent),
+    };
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    Ok(Carried { sent: count(&sent), received: count(&received) })
+    (Carried { sent: count(&sent), received: count(&received) }, end)
 }
 
 /// Ends `linger` after the input has; started anew with every piece that comes.
@@ -104,7 +102,8 @@ mod tests {
             // Dropped: the end.
         });
         let mut output = Vec::new();
-        let carried = carry(near, &b"question"[..], &mut output, LONG).await.unwrap();
+        let (carried, end) = carry(near, &b"question"[..], &mut output, LONG).await;
+        end.unwrap();
         assert_eq!(carried, Carried { sent: 8, received: 100_000 });
         assert!(output == [7; 100_000]);
         peer.await.unwrap();
@@ -119,7 +118,9 @@ mod tests {
         let mut heard = Vec::new();
         far.read_to_end(&mut heard).await.unwrap();
         assert_eq!(heard, b"one way");
-        assert_eq!(carrying.await.unwrap().unwrap(), Carried { sent: 7, received: 0 });
+        let (carried, end) = carrying.await.unwrap();
+        end.unwrap();
+        assert_eq!(carried, Carried { sent: 7, received: 0 });
     }
 
     #[tokio::test]
@@ -132,7 +133,8 @@ mod tests {
         });
         let sent: Vec<u8> = (0..500_000_u32).map(|number| number as u8).collect();
         let mut output = Vec::new();
-        let carried = carry(near, &sent[..], &mut output, LONG).await.unwrap();
+        let (carried, end) = carry(near, &sent[..], &mut output, LONG).await;
+        end.unwrap();
         assert_eq!(carried, Carried { sent: 500_000, received: 500_000 });
         assert!(output == sent);
         echo.await.unwrap();

@@ -1,25 +1,29 @@
-//! `ringwire dmsg curl`: one HTTP request over a dmsg stream.
+//! `ringwire dmsg curl`: one HTTP request over a dmsg stream, and its answer, or the rest of one that broke off.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use axum::body::Bytes;
-use axum::http::header::{HOST, HeaderName, HeaderValue, LOCATION, USER_AGENT};
+use axum::http::header::{
+    CONTENT_LENGTH, CONTENT_RANGE, HOST, HeaderName, HeaderValue, LOCATION, USER_AGENT,
+};
+use axum::http::response::Parts;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use clap::Args;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use indicatif::{ProgressBar, ProgressStyle};
 use ringwire_proto::identity::Address;
 use serde::Serialize;
-use tokio::io::AsyncWriteExt as _;
 use tokio::time::timeout;
 
 use super::network::{Network, Target};
+use super::part::{Left, Part};
 use crate::cli::output::{output_failed, print_json, print_text};
 use crate::dmsg::Client;
 
@@ -36,10 +40,13 @@ const PORT_DEFAULT: u16 = 80;
 #[command(after_help = "Examples:
   ringwire dmsg curl dmsg://03../health --discovery http://dmsgd.example
   ringwire dmsg curl -o page.html dmsg://03..:8080/page
+  ringwire dmsg curl -o image.iso --continue dmsg://03../image.iso   go on where it broke off
   ringwire dmsg curl -X POST -H 'Content-Type: application/json' -d '{\"a\":1}' dmsg://03../api
   ringwire dmsg curl --json dmsg://03../          status, headers and body as one JSON object
 
-Exits with 0 when there was an answer; with --fail only when its status is below 400.")]
+A download has all the time it needs, as long as something comes (--silence). It is in FILE.part until it is whole, and then in FILE.
+Exits with 0 when there was an answer and all of it came; with --fail only when its status is below 400. A reader of the standard
+output that has read enough, such as head, is no failure.")]
 pub(in crate::cli) struct Arguments {
     /// dmsg://PUBLICKEY[:PORT]/path
     #[arg(value_name = "URL", value_parser = parse)]
@@ -56,18 +63,27 @@ pub(in crate::cli) struct Arguments {
     /// Write the body to a file
     #[arg(long, short = 'o', value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Go on with what is in FILE.part, if the server still has the same; else begin anew
+    #[arg(long = "continue", short = 'C', requires = "output", conflicts_with_all = ["data", "request"])]
+    continues: bool,
+    /// No progress bar, also on a terminal
+    #[arg(long, short = 's')]
+    silent: bool,
     /// Show status and headers too
     #[arg(long, short = 'i')]
     include: bool,
     /// Follow redirections, at most 10, to dmsg URLs only
     #[arg(long, short = 'L')]
     location: bool,
-    /// Exit with 1 when the status is 400 or more
+    /// Exit with 1 when the status is 400 or more, and write no file
     #[arg(long, short = 'f')]
     fail: bool,
-    /// Seconds for everything
-    #[arg(long, short = 'm', value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
-    max_time: u32,
+    /// Seconds for everything [default: as long as something comes]
+    #[arg(long, short = 'm', value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
+    max_time: Option<u32>,
+    /// Give up when nothing has come for so many seconds
+    #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    silence: u32,
     /// Print one JSON object instead
     #[arg(long)]
     json: bool,
@@ -106,6 +122,11 @@ fn header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
 }
 
 impl Location {
+    /// As a URL.
+    fn text(&self) -> String {
+        format!("dmsg://{}{}", self.authority, self.path)
+    }
+
     /// Where a redirection leads: a path of the same server, or another dmsg URL.
     fn follow(&self, to: &str) -> Result<Self, String> {
         if to.starts_with("dmsg://") {
@@ -134,16 +155,24 @@ struct Report<'a> {
     /// The body in hexadecimal digits, when it is not text.
     body_hex: Option<String>,
     file: Option<&'a Path>,
+    /// Bytes of the file that were there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    continued_at: Option<u64>,
 }
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let limit = Duration::from_secs(arguments.max_time.into());
+    let limit = arguments.max_time.map_or(FOREVER, |seconds| Duration::from_secs(seconds.into()));
+    let mut broken = Broken::default();
     let client = arguments.network.connect(1).await?;
-    let result = timeout(limit, perform(&client, &arguments)).await;
+    let result = timeout(limit, perform(&client, &arguments, &mut broken)).await;
     client.close().await;
-    let status = result.map_err(|_| {
-        anyhow!("no complete answer within {} s: a larger --max-time waits longer", arguments.max_time)
-    })??;
+    let result = result.unwrap_or_else(|_| {
+        Err(anyhow!(
+            "no complete answer within {} s: a larger --max-time waits longer, and without it there is no limit",
+            limit.as_secs()
+        ))
+    });
+    let status = result.map_err(|error| broken.told(error))?;
     let failed = arguments.fail && status.as_u16() >= 400;
     if failed && !arguments.json {
         // Nobody is left to tell when the error output takes nothing: the exit code says it too.
@@ -152,8 +181,48 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-async fn perform(client: &Client, arguments: &Arguments) -> anyhow::Result<StatusCode> {
+/// Longer than anybody waits; the timer's wheel takes it.
+const FOREVER: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// What of a download is there when it fails.
+#[derive(Debug, Default)]
+struct Broken {
+    part: Option<PathBuf>,
+    can_continue: bool,
+}
+
+impl Broken {
+    /// What was said of the failure, and what to do with what came.
+    fn told(self, error: anyhow::Error) -> anyhow::Error {
+        let Some(part) = self.part else { return error };
+        let part = part.display();
+        if self.can_continue {
+            anyhow!("{error}. What came is in {part}: go on with the same command and --continue")
+        } else {
+            anyhow!(
+                "{error}. What came is in {part}; the server did not say of what version it is, so begin anew"
+            )
+        }
+    }
+}
+
+/// What comes within the time that may pass in silence.
+async fn heard<T>(arguments: &Arguments, what: &str, work: impl Future<Output = T>) -> anyhow::Result<T> {
+    let heard = timeout(Duration::from_secs(arguments.silence.into()), work).await;
+    heard.map_err(|_| anyhow!("{what} within {} s; a larger --silence waits longer", arguments.silence))
+}
+
+async fn perform(client: &Client, arguments: &Arguments, broken: &mut Broken) -> anyhow::Result<StatusCode> {
     let mut location = arguments.url.clone();
+    let path = arguments.output.as_deref();
+    // Of the URL as it was typed: where it leads may change.
+    let url = arguments.url.text();
+    let left = path.filter(|_| arguments.continues).and_then(|path| Left::of(path, &url));
+    let mut headers = arguments.header.clone();
+    headers.extend(left.as_ref().and_then(Left::headers).into_iter().flatten());
+    if arguments.continues && left.is_none() {
+        say("there is nothing to continue: all of it is fetched");
+    }
     let mut body = match arguments.data.as_deref().map(|data| (data, data.strip_prefix('@'))) {
         Some((_, Some(path))) => Some(Bytes::from(
             tokio::fs::read(path).await.map_err(|error| anyhow!("cannot read {path}: {error}"))?,
@@ -164,11 +233,26 @@ async fn perform(client: &Client, arguments: &Arguments) -> anyhow::Result<Statu
     let implied = if body.is_some() { Method::POST } else { Method::GET };
     let mut method = arguments.request.clone().unwrap_or(implied);
     for _ in 0..=REDIRECTS_MAX {
-        let response = send(client, &location, &method, &arguments.header, body.clone()).await?;
+        let sent = send(client, &location, &method, &headers, body.clone());
+        let response = heard(arguments, &format!("no answer from {}", location.authority), sent).await??;
         let status = response.status();
+        if let (Some(path), Some(left)) = (path, &left)
+            && status == StatusCode::RANGE_NOT_SATISFIABLE
+        {
+            let (head, _) = response.into_parts();
+            if !is_whole(&head, left) {
+                bail!(
+                    "{} has less than what is in the part: begin anew, without --continue",
+                    location.text()
+                );
+            }
+            Part::whole(path, &url, left).await?;
+            say("it was whole already");
+            return Ok(StatusCode::OK);
+        }
         let to = response.headers().get(LOCATION).filter(|_| status.is_redirection() && arguments.location);
         let Some(to) = to else {
-            show(response, arguments, &location).await?;
+            show(response, arguments, &location, left.as_ref(), broken).await?;
             return Ok(status);
         };
         let to = to.to_str().map_err(|_| anyhow!("the redirection's target is not readable"))?;
@@ -180,11 +264,7 @@ async fn perform(client: &Client, arguments: &Arguments) -> anyhow::Result<Statu
             (method, body) = (Method::GET, None);
         }
     }
-    bail!(
-        "more than {REDIRECTS_MAX} redirections, the last one to dmsg://{}{}",
-        location.authority,
-        location.path
-    )
+    bail!("more than {REDIRECTS_MAX} redirections, the last one to {}", location.text())
 }
 
 async fn send(
@@ -211,10 +291,46 @@ async fn send(
     sent.map_err(|error| anyhow!("no HTTP answer from {}: {error}", location.authority))
 }
 
+/// One line to whoever looks.
+fn say(text: &str) {
+    writeln!(std::io::stderr(), "ringwire: {text}").ok();
+}
+
+/// How far a download is, for who watches it on a terminal.
+fn progress(arguments: &Arguments, head: &Parts, begins_at: u64) -> ProgressBar {
+    if arguments.silent || arguments.json || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let length =
+        head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+    let template = match length {
+        Some(_) => "{bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}, {eta} left",
+        None => "{spinner} {bytes} {binary_bytes_per_sec}",
+    };
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = match length {
+        Some(length) => ProgressBar::new(begins_at + length),
+        None => ProgressBar::new_spinner(),
+    };
+    bar.set_style(style);
+    bar.set_position(begins_at);
+    bar.reset_eta();
+    bar
+}
+
+/// Whether what is left is all there is: the server has nothing behind it (RFC 9110, 15.5.17).
+fn is_whole(head: &Parts, left: &Left) -> bool {
+    let range = head.headers.get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
+    let all = range.and_then(|range| range.strip_prefix("bytes */")?.parse::<u64>().ok());
+    head.status == StatusCode::RANGE_NOT_SATISFIABLE && all == Some(left.len)
+}
+
 async fn show(
     response: Response<Incoming>,
     arguments: &Arguments,
     location: &Location,
+    left: Option<&Left>,
+    broken: &mut Broken,
 ) -> anyhow::Result<()> {
     let (head, mut body) = response.into_parts();
     if arguments.include && !arguments.json {
@@ -225,42 +341,75 @@ async fn show(
         text.push_str("\r\n");
         print_text(&text)?;
     }
-    let path = arguments.output.as_deref().unwrap_or(Path::new(""));
+    let wanted = arguments.output.as_deref().filter(|_| !(arguments.fail && head.status.as_u16() >= 400));
+    let path = wanted.unwrap_or(Path::new(""));
     let file_failed = |error: std::io::Error| {
         anyhow!(
             "cannot write {}: {error}; make room or grant access there, or name another file",
             path.display()
         )
     };
-    let mut file = match &arguments.output {
-        Some(path) => Some(tokio::fs::File::create(path).await.map_err(file_failed)?),
+    let mut file = match wanted {
+        Some(path) => {
+            let url = arguments.url.text();
+            let part =
+                Part::begin(path, &url, head.status, &head.headers, left).await.map_err(file_failed)?;
+            *broken = Broken { part: Some(part.shown().to_owned()), can_continue: part.can_continue };
+            Some(part)
+        }
         None => None,
     };
+    let begins_at = file.as_ref().map_or(0, |part| part.begins_at);
+    if file.is_some() && left.is_some() && begins_at == 0 {
+        say("the server has another version, or does not send parts: all of it is fetched");
+    }
+    let bar = if file.is_some() { progress(arguments, &head, begins_at) } else { ProgressBar::hidden() };
     let mut kept = Vec::new();
     let mut body_bytes = 0;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| anyhow!("the body broke off after {body_bytes} bytes: {error}"))?;
-        let Ok(piece) = frame.into_data() else { continue };
-        body_bytes += piece.len() as u64;
-        match &mut file {
-            Some(file) => file.write_all(&piece).await.map_err(file_failed)?,
-            None if arguments.json => {
-                if kept.len() + piece.len() > JSON_BODY_BYTES_MAX {
-                    bail!(
-                        "the body is longer than {JSON_BODY_BYTES_MAX} bytes: write it to a file with -o FILE"
-                    );
+    let came = async {
+        while let Some(frame) = heard(arguments, "nothing more came", body.frame()).await? {
+            let broke = |error| anyhow!("the body broke off after {body_bytes} bytes: {error}");
+            let Ok(piece) = frame.map_err(broke)?.into_data() else { continue };
+            body_bytes += piece.len() as u64;
+            bar.inc(piece.len() as u64);
+            match &mut file {
+                Some(file) => file.write(&piece).await.map_err(file_failed)?,
+                None if arguments.json => {
+                    if kept.len() + piece.len() > JSON_BODY_BYTES_MAX {
+                        bail!(
+                            "the body is longer than {JSON_BODY_BYTES_MAX} bytes: write it to a file with -o FILE"
+                        );
+                    }
+                    kept.extend_from_slice(&piece);
                 }
-                kept.extend_from_slice(&piece);
+                None => match std::io::stdout().write_all(&piece) {
+                    // Who reads has enough.
+                    Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
+                    written => written.map_err(output_failed)?,
+                },
             }
-            None => std::io::stdout().write_all(&piece).map_err(output_failed)?,
         }
-    }
-    if let Some(file) = &mut file {
-        file.flush().await.map_err(file_failed)?;
+        Ok(())
+    };
+    let came = came.await;
+    bar.finish_and_clear();
+    let is_file = file.is_some();
+    match (file, came) {
+        (Some(part), Ok(())) => {
+            part.finish().await.map_err(file_failed)?;
+            *broken = Broken::default();
+        }
+        (Some(part), Err(error)) => {
+            part.leave().await;
+            return Err(error);
+        }
+        (None, came) => came?,
     }
     if !arguments.json {
-        std::io::stdout().flush().map_err(output_failed)?;
-        return Ok(());
+        return match std::io::stdout().flush() {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(output_failed(error)),
+            Ok(()) | Err(_) => Ok(()),
+        };
     }
     let mut headers: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for (name, value) in &head.headers {
@@ -270,18 +419,19 @@ async fn show(
             .push(String::from_utf8_lossy(value.as_bytes()).into_owned());
     }
     let (text, hex) = match String::from_utf8(kept) {
-        _ if file.is_some() => (None, None),
+        _ if is_file => (None, None),
         Ok(text) => (Some(text), None),
         Err(bytes) => (None, Some(hex(bytes.as_bytes()))),
     };
     let report = Report {
-        url: format!("dmsg://{}{}", location.authority, location.path),
+        url: location.text(),
         status: head.status.as_u16(),
         headers,
         body_bytes,
         body: text,
         body_hex: hex,
-        file: arguments.output.as_deref(),
+        file: wanted,
+        continued_at: (begins_at > 0).then_some(begins_at),
     };
     print_json(&report)
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::Args;
 use ringwire_proto::identity::Address;
 use serde::Serialize;
@@ -100,7 +101,15 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 async fn once(client: &Client, destination: Address, linger: Duration) -> anyhow::Result<Carried> {
     let stream = client.dial(destination).await?;
-    Ok(carry(stream, tokio::io::stdin(), tokio::io::stdout(), linger).await?)
+    let (carried, end) = carry(stream, tokio::io::stdin(), tokio::io::stdout(), linger).await;
+    end.map_err(|error| {
+        anyhow!(
+            "the stream broke off after {} bytes received and {} sent: {error}; what is missing must be asked for again",
+            carried.received,
+            carried.sent
+        )
+    })?;
+    Ok(carried)
 }
 
 async fn serve(
@@ -131,9 +140,11 @@ async fn serve(
         };
         let client = client.clone();
         forwards.spawn(async move {
-            let result = forward(connection, &client, destination, linger).await;
-            let (sent, received) = result.as_ref().map_or((0, 0), |carried| (carried.sent, carried.received));
-            let error = result.err().map(|error| error.to_string());
+            let (Carried { sent, received }, error) =
+                match forward(connection, &client, destination, linger).await {
+                    Ok((carried, end)) => (carried, end.err().map(|error| error.to_string())),
+                    Err(error) => (Carried::default(), Some(error.to_string())),
+                };
             let text = match &error {
                 None => format!("end of {from}: {received} bytes received, {sent} sent"),
                 Some(error) => format!("end of {from}: {error}"),
@@ -149,9 +160,9 @@ async fn forward(
     client: &Client,
     destination: Address,
     linger: Duration,
-) -> anyhow::Result<Carried> {
+) -> anyhow::Result<(Carried, std::io::Result<()>)> {
     connection.set_nodelay(true).ok();
     let stream = client.dial(destination).await?;
     let (input, output) = connection.into_split();
-    Ok(carry(stream, input, output, linger).await?)
+    Ok(carry(stream, input, output, linger).await)
 }

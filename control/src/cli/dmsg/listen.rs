@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::Args;
 use serde::Serialize;
 use tokio::net::TcpStream;
@@ -11,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::carry::carry;
+use super::carry::{Carried, carry};
 use super::events::{Place, Reporter, end_asked};
 use super::network::Network;
 use crate::cli::signals::Signals;
@@ -29,7 +30,7 @@ pub(super) const SESSIONS: usize = 2;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   ringwire dmsg listen 9 --key-file my.key               what arrives, stream after stream, on standard output
-  ringwire dmsg listen 9 --once > file                   one stream, then the end
+  ringwire dmsg listen 9 --once > file                   one stream, then the end; exit code 0 if it came whole
   ringwire dmsg listen 22 --forward 127.0.0.1:22         each stream becomes a TCP connection
 
 Others reach it with: ringwire dmsg dial PUBLICKEY:PORT. Without --key-file its key is another one each time.
@@ -108,24 +109,37 @@ async fn serve(mut listener: Listener, arguments: &Arguments, reporter: Reporter
         );
         let forward = arguments.forward.clone();
         let work = async move {
-            handle(stream, forward.as_deref(), linger, reporter).await;
+            let end = handle(stream, forward.as_deref(), linger, reporter).await;
             drop(slot);
+            end
         };
+        if arguments.once {
+            // Whoever wants one stream wants all of it.
+            return work.await.map_err(|error| {
+                anyhow!(
+                    "the stream did not come to its end: {error}. What arrived is not all of it; have it sent again"
+                )
+            });
+        }
         // Standard output takes one at a time.
-        if arguments.once || arguments.forward.is_none() {
-            work.await;
+        if arguments.forward.is_none() {
+            // Told already, and the next one is another's.
+            work.await.ok();
         } else {
             forwards.spawn(work);
-        }
-        if arguments.once {
-            return Ok(());
         }
     }
 }
 
-async fn handle(stream: Stream, forward: Option<&str>, linger: Duration, reporter: Reporter) {
+/// Carries one stream, and tells how that went.
+async fn handle(
+    stream: Stream,
+    forward: Option<&str>,
+    linger: Duration,
+    reporter: Reporter,
+) -> Result<(), String> {
     let peer = peer(&stream);
-    let result = match forward {
+    let (Carried { sent, received }, end) = match forward {
         None => carry(stream, Never, tokio::io::stdout(), linger).await,
         Some(address) => match timeout(CONNECT_LIMIT, TcpStream::connect(address)).await {
             Ok(Ok(connection)) => {
@@ -134,21 +148,22 @@ async fn handle(stream: Stream, forward: Option<&str>, linger: Duration, reporte
                 carry(stream, input, output, linger).await
             }
             Ok(Err(error)) => {
-                Err(std::io::Error::new(error.kind(), format!("cannot connect to {address}: {error}")))
+                let text = format!("cannot connect to {address}: {error}");
+                (Carried::default(), Err(std::io::Error::new(error.kind(), text)))
             }
-            Err(_) => Err(std::io::Error::new(
-                std::io::ErrorKind::TimedOut,
-                format!("cannot connect to {address} within {} s", CONNECT_LIMIT.as_secs()),
-            )),
+            Err(_) => {
+                let text = format!("cannot connect to {address} within {} s", CONNECT_LIMIT.as_secs());
+                (Carried::default(), Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text)))
+            }
         },
     };
-    let (sent, received) = result.as_ref().map_or((0, 0), |carried| (carried.sent, carried.received));
-    let error = result.err().map(|error| error.to_string());
+    let error = end.err().map(|error| error.to_string());
     let text = match &error {
         None => format!("end of {peer}: {received} bytes received, {sent} sent"),
-        Some(error) => format!("end of {peer}: {error}"),
+        Some(error) => format!("end of {peer} after {received} bytes received and {sent} sent: {error}"),
     };
-    reporter.tell(&Ended { event: "end", peer, sent, received, error }, &text);
+    reporter.tell(&Ended { event: "end", peer, sent, received, error: error.clone() }, &text);
+    error.map_or(Ok(()), Err)
 }
 
 fn peer(stream: &Stream) -> String {

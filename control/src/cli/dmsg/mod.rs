@@ -6,6 +6,7 @@ mod dial;
 mod events;
 mod listen;
 mod network;
+mod part;
 mod ping;
 mod serve;
 
