@@ -375,6 +375,11 @@ fn help_is_as_wide_as_the_terminal() {
     };
     assert_eq!(at(400), 2);
     assert!(at(60) >= 3, "{}", help(&["stop"], 60));
+    let narrow = help(&["stop"], 60);
+    let lines: Vec<_> = narrow.lines().map(str::trim_end).collect();
+    let example =
+        lines.iter().position(|line| *line == "  ringwire stop").unwrap_or_else(|| panic!("{narrow}"));
+    assert!(lines[example + 1].starts_with("      both planes;"), "{narrow}");
 }
 
 #[test]

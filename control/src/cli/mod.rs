@@ -198,9 +198,15 @@ pub fn main() -> ExitCode {
 /// Widest help, in columns: longer lines are hard to read, and the examples fit.
 const HELP_WIDTH_MAX: usize = 120;
 
+/// Width of help that goes to no terminal, in columns.
+const HELP_WIDTH: usize = 100;
+
 /// All commands, as they are parsed and as their help is laid out.
 fn command() -> clap::Command {
-    laid_out(either_dash(Arguments::command()))
+    let named = || std::env::var("COLUMNS").ok()?.parse().ok();
+    let terminal = terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    let width = terminal.or_else(named).filter(|&width| width > 0).unwrap_or(HELP_WIDTH);
+    laid_out(either_dash(Arguments::command()), width.min(HELP_WIDTH_MAX))
 }
 
 /// A setting's name is known by its `_` in files; typed so behind `--`, it is the flag.
@@ -214,31 +220,36 @@ fn either_dash(command: clap::Command) -> clap::Command {
     command.mut_subcommands(either_dash)
 }
 
-/// Help as wide as the terminal. What stands below the flags is written in lines of some length here: those of a paragraph are
-/// one again, and are broken where the terminal ends.
-fn laid_out(command: clap::Command) -> clap::Command {
-    let command = command.max_term_width(HELP_WIDTH_MAX);
-    let below = command.get_after_help().map(|text| unbroken(&text.to_string()));
+/// Help of a width. What stands below the flags is written in lines of some length here: those of a paragraph are one again, and
+/// are broken where the terminal ends.
+fn laid_out(command: clap::Command, width: usize) -> clap::Command {
+    let command = command.term_width(width);
+    let below = command.get_after_help().map(|text| of_width(&text.to_string(), width));
     let command = match below {
         Some(below) => command.after_help(below),
         None => command,
     };
-    command.mut_subcommands(laid_out)
+    command.mut_subcommands(|command| laid_out(command, width))
 }
 
-/// A text whose paragraphs are lines. Lines that are indented, such as examples, stay, and so does what ends with a colon.
-fn unbroken(text: &str) -> String {
+/// A text whose paragraphs are lines, for clap to break. Lines that are indented are examples: what is said about one is beside it, or
+/// below it where that is too wide.
+fn of_width(text: &str, width: usize) -> String {
+    let is_example = |line: &str| line.starts_with(' ');
     let mut whole = String::with_capacity(text.len());
     let mut last = "";
     for line in text.lines() {
         let goes_on = !last.is_empty() && !line.is_empty() && !last.ends_with(':');
-        let is_example = |line: &str| line.starts_with(' ');
         match goes_on && !is_example(last) && !is_example(line) {
             true => whole.push(' '),
             false if whole.is_empty() => {}
             false => whole.push('\n'),
         }
-        whole.push_str(line);
+        match line.trim_start().split_once("  ").filter(|_| is_example(line) && line.chars().count() > width)
+        {
+            Some((example, about)) => whole.push_str(&format!("  {example}\n      {}", about.trim_start())),
+            None => whole.push_str(line),
+        }
         last = line;
     }
     whole
@@ -294,6 +305,8 @@ mod tests {
     fn paragraphs_are_lines_and_examples_stay() {
         let text = "Examples:\n  one   first\n  two\n\nA text that\nis broken.\n\nCodes:\n  0 good";
         let whole = "Examples:\n  one   first\n  two\n\nA text that is broken.\n\nCodes:\n  0 good";
-        assert_eq!(unbroken(text), whole);
+        assert_eq!(of_width(text, 80), whole);
+        let narrow = "Examples:\n  one\n      first\n  two\n\nA text that is broken.\n\nCodes:\n  0 good";
+        assert_eq!(of_width(text, 10), narrow);
     }
 }
