@@ -15,7 +15,7 @@ use std::sync::atomic::AtomicBool;
 
 use ringwire_exchange::WorkerIndex;
 use ringwire_proto::identity::PublicKey;
-use ringwire_proto::noise::TransportKey;
+use ringwire_proto::noise::DirectionKey;
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -576,8 +576,8 @@ fn freeze_session(session: Session, stands_by: bool, rest: Vec<u8>) -> Option<Fr
 }
 
 fn thaw_session(frozen: FrozenSession, now: Nanos) -> Result<Session, FreezeError> {
-    let send_key = TransportKey::from_bytes(frozen.send_key);
-    let receive_key = TransportKey::from_bytes(frozen.receive_key);
+    let send_key = DirectionKey::from_bytes(frozen.send_key);
+    let receive_key = DirectionKey::from_bytes(frozen.receive_key);
     let peer = PublicKey::from_bytes(&frozen.peer).map_err(|_| postcard::Error::DeserializeBadEncoding)?;
     let open = Open {
         peer,

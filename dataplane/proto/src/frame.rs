@@ -11,7 +11,7 @@
 use alloc::vec::Vec;
 
 use crate::aead::Aead;
-use crate::noise::TransportKey;
+use crate::noise::DirectionKey;
 use crate::packet::{NUMBER_LEN, Opener, OrderedReplay, PACKET_OVERHEAD, PacketError, Sealer};
 
 /// Longest body of a frame of section 3 in bytes: a frame has at most 4096 with its prefix.
@@ -101,7 +101,7 @@ pub struct StreamWriter<A> {
 
 impl<A: Aead> StreamWriter<A> {
     /// Starts the direction that `key` belongs to.
-    pub fn new(key: &TransportKey) -> Self {
+    pub fn new(key: &DirectionKey) -> Self {
         Self { sealer: Sealer::new(key) }
     }
 
@@ -139,7 +139,7 @@ pub struct StreamReader<A> {
 
 impl<A: Aead> StreamReader<A> {
     /// Starts the direction that `key` belongs to.
-    pub fn new(key: &TransportKey) -> Self {
+    pub fn new(key: &DirectionKey) -> Self {
         Self::from_opener(Opener::new(key))
     }
 

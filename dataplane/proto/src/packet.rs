@@ -4,14 +4,14 @@
 //!   packet = N (8 bytes, big-endian) || ciphertext || tag (16 bytes)
 //! ```
 //!
-//! In: a [`TransportKey`] of a finished handshake, then plaintext to [`Sealer`] and packets of the peer to [`Opener`].
+//! In: a [`DirectionKey`] of a finished handshake, then plaintext to [`Sealer`] and packets of the peer to [`Opener`].
 //! Out: packets and plaintext, in place, without allocation. Called by [`crate::frame`] for streams
 //! ([`OrderedReplay`]) and by the session for its objects ([`WindowReplay`]).
 
 use alloc::vec::Vec;
 
 use crate::aead::{Aead, BadTag, NONCE_LEN, TAG_LEN};
-use crate::noise::TransportKey;
+use crate::noise::DirectionKey;
 
 /// Bytes that a packet is longer than its plaintext: number and tag (dmsg-wire 2.6).
 pub const PACKET_OVERHEAD: usize = NUMBER_LEN + TAG_LEN;
@@ -29,12 +29,12 @@ pub struct Sealer<A> {
 
 impl<A: Aead> Sealer<A> {
     /// Starts a direction. The counter is raised before use, so the first packet carries 1 (dmsg-wire 2.6).
-    pub fn new(key: &TransportKey) -> Self {
+    pub fn new(key: &DirectionKey) -> Self {
         Self::with_counter(key, 0)
     }
 
     /// Continues a direction whose last packet carried `counter`.
-    pub fn with_counter(key: &TransportKey, counter: u64) -> Self {
+    pub fn with_counter(key: &DirectionKey, counter: u64) -> Self {
         Self { aead: A::new(key.expose()), counter }
     }
 
@@ -86,12 +86,12 @@ pub struct Opener<A, R> {
 
 impl<A: Aead, R: Replay> Opener<A, R> {
     /// Starts a direction.
-    pub fn new(key: &TransportKey) -> Self {
+    pub fn new(key: &DirectionKey) -> Self {
         Self::with_replay(key, R::default())
     }
 
     /// Continues a direction with the memory of numbers it had.
-    pub fn with_replay(key: &TransportKey, replay: R) -> Self {
+    pub fn with_replay(key: &DirectionKey, replay: R) -> Self {
         Self { aead: A::new(key.expose()), replay }
     }
 

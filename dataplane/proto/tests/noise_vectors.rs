@@ -9,7 +9,7 @@ mod support;
 use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::frame::{FRAME_PLAINTEXT_MAX, StreamReader, StreamWriter, push_prefix};
 use ringwire_proto::identity::{PublicKey, SecretKey};
-use ringwire_proto::noise::{Handshake, HandshakeError, Hybrid, Outcome, Pattern, Role, TransportKey};
+use ringwire_proto::noise::{DirectionKey, Handshake, HandshakeError, Hybrid, Outcome, Pattern, Role};
 use ringwire_proto::packet::{Opener, OrderedReplay, Replay as _, ReplayError, Sealer, WINDOW, WindowReplay};
 use serde_json::Value;
 use support::{Replay, array, bytes, flag, list, parse, text};
@@ -211,7 +211,7 @@ fn check_frames(transcript: &Value, initiator: &Outcome, responder: &Outcome) {
 /// puts nothing on the wire.
 #[test]
 fn stream_writes_are_cut_as_recorded() {
-    let key = TransportKey::from_bytes([9; 32]);
+    let key = DirectionKey::from_bytes([9; 32]);
     let mut writer = StreamWriter::<RustCryptoAead>::new(&key);
     let mut reader = StreamReader::<RustCryptoAead>::new(&key);
     for case in list(&parse(CHUNKING), "cases") {

@@ -6,7 +6,7 @@ use std::cell::Cell;
 
 use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::frame::{FRAME_BODY_MAX, FrameReader, StreamReader, StreamWriter};
-use ringwire_proto::noise::TransportKey;
+use ringwire_proto::noise::DirectionKey;
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 
 thread_local! {
@@ -44,7 +44,7 @@ fn allocations(run: impl FnOnce()) -> u64 {
 fn steady_state_allocates_nothing() {
     assert_ne!(allocations(|| drop(vec![0_u8; 64])), 0, "the count works");
 
-    let key = TransportKey::from_bytes([3; 32]);
+    let key = DirectionKey::from_bytes([3; 32]);
     let plaintext = [0x5c; 10_000];
     let mut sealer = Sealer::<RustCryptoAead>::new(&key);
     let mut opener = Opener::<RustCryptoAead, WindowReplay>::new(&key);

@@ -9,13 +9,13 @@ use ringwire_proto::frame::{
     FRAME_BODY_MAX, FRAME_PLAINTEXT_MAX, FrameError, FrameReader, StreamError, StreamReader, StreamWriter,
     push_prefix,
 };
-use ringwire_proto::noise::TransportKey;
+use ringwire_proto::noise::DirectionKey;
 use ringwire_proto::packet::{
     Opener, OrderedReplay, PACKET_OVERHEAD, PacketError, Replay, ReplayError, Sealer, WINDOW, WindowReplay,
 };
 
-fn key() -> TransportKey {
-    TransportKey::from_bytes([0x17; 32])
+fn key() -> DirectionKey {
+    DirectionKey::from_bytes([0x17; 32])
 }
 
 fn sealed(number: u64, plaintext: &[u8]) -> Vec<u8> {

@@ -18,7 +18,7 @@ mod stall;
 use std::net::SocketAddr;
 
 use ringwire_proto::identity::PublicKey;
-use ringwire_proto::noise::{Handshake, TransportKey};
+use ringwire_proto::noise::{DirectionKey, Handshake};
 use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 
 use crate::aead::AwsLcAead;
@@ -149,8 +149,8 @@ pub(crate) struct Open {
     pub(crate) sealer: Sealer<AwsLcAead>,
     pub(crate) opener: Opener<AwsLcAead, WindowReplay>,
     /// The two keys, for a successor of this worker.
-    pub(crate) send_key: TransportKey,
-    pub(crate) receive_key: TransportKey,
+    pub(crate) send_key: DirectionKey,
+    pub(crate) receive_key: DirectionKey,
     /// Round trip to the peer and back as pings saw it, in nanoseconds: near the smallest of late. Not the kernel's: a proxy
     /// in front of us would make every path look short.
     pub(crate) round_trip_ns: Option<Nanos>,

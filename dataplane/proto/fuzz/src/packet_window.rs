@@ -5,12 +5,12 @@
 use std::collections::BTreeSet;
 
 use ringwire_proto::aead::{Aead, RustCryptoAead};
-use ringwire_proto::noise::TransportKey;
+use ringwire_proto::noise::DirectionKey;
 use ringwire_proto::packet::{Opener, PacketError, ReplayError, Sealer, WINDOW, WindowReplay};
 
 /// Plays the steps, honest and forged packets mixed.
 pub fn run(data: &[u8]) {
-    let key = TransportKey::from_bytes([0x33; 32]);
+    let key = DirectionKey::from_bytes([0x33; 32]);
     let mut opener = Opener::<RustCryptoAead, WindowReplay>::new(&key);
     let mut greatest = 0_u64;
     let mut seen = BTreeSet::new();
@@ -44,7 +44,7 @@ pub fn run(data: &[u8]) {
 }
 
 // A sealer gives every number but 0, which is sealed by hand.
-fn packet(key: &TransportKey, number: u64) -> Vec<u8> {
+fn packet(key: &DirectionKey, number: u64) -> Vec<u8> {
     let mut packet = Vec::new();
     if let Some(before) = number.checked_sub(1) {
         Sealer::<RustCryptoAead>::with_counter(key, before).seal(b"payload", &mut packet);

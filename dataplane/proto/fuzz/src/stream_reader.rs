@@ -6,7 +6,7 @@
 
 use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::frame::{StreamError, StreamReader, StreamWriter};
-use ringwire_proto::noise::TransportKey;
+use ringwire_proto::noise::DirectionKey;
 
 /// Feeds a raw or an edited stream.
 pub fn run(data: &[u8]) {
@@ -44,8 +44,8 @@ fn edited(edits: &[u8], step: usize) {
     }
 }
 
-fn key() -> TransportKey {
-    TransportKey::from_bytes([0x5a; 32])
+fn key() -> DirectionKey {
+    DirectionKey::from_bytes([0x5a; 32])
 }
 
 fn read(stream: &[u8], step: usize) -> (Vec<u8>, Option<StreamError>) {

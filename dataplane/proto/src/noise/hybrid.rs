@@ -14,7 +14,7 @@ use ml_kem::ml_kem_768::{Ciphertext, DecapsulationKey, EncapsulationKey};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use super::{Role, TransportKey};
+use super::{DirectionKey, Role};
 use crate::entropy::Entropy;
 
 /// Length of the initiator's offer, an ML-KEM-768 encapsulation key, in bytes (dmsg-wire 2.8).
@@ -102,7 +102,7 @@ impl Exchange {
     }
 
     /// Replaces a key of the split by the hybrid one; leaves it as it is when the handshake was classical.
-    pub(super) fn combine(&self, key: TransportKey, hash: &[u8; 32]) -> TransportKey {
+    pub(super) fn combine(&self, key: DirectionKey, hash: &[u8; 32]) -> DirectionKey {
         let Self::Agreed(secret) = self else { return key };
         let mut material = Zeroizing::new([0; 64]);
         material[..32].copy_from_slice(key.expose());
@@ -112,7 +112,7 @@ impl Exchange {
         Hkdf::<Sha256>::new(Some(hash), &*material)
             .expand(INFO, &mut *combined)
             .expect("HKDF-SHA-256 gives up to 8160 bytes, and 32 are asked for");
-        TransportKey::new(combined)
+        DirectionKey::new(combined)
     }
 }
 

@@ -38,7 +38,7 @@ use crate::identity::{PublicKey, SecretKey};
 
 pub use hybrid::{HYBRID_ANSWER_LEN, HYBRID_OFFER_LEN};
 use outcome::engine;
-pub use outcome::{HandshakeError, Outcome, TransportKey};
+pub use outcome::{DirectionKey, HandshakeError, Outcome};
 
 /// Largest handshake message of the Noise framework in bytes. On a session the frame's limit of 4094 comes first.
 pub const MESSAGE_MAX: usize = 65_535;
@@ -268,8 +268,8 @@ impl Handshake {
         let remote = self.remote()?;
         let hash = self.hash();
         let (first, second) = self.state.dangerously_get_raw_split();
-        let first = self.exchange.combine(TransportKey::new(Zeroizing::new(first)), &hash);
-        let second = self.exchange.combine(TransportKey::new(Zeroizing::new(second)), &hash);
+        let first = self.exchange.combine(DirectionKey::new(Zeroizing::new(first)), &hash);
+        let second = self.exchange.combine(DirectionKey::new(Zeroizing::new(second)), &hash);
         let wrote_last = match self.pattern {
             Pattern::Xk => self.role == Role::Initiator,
             Pattern::Kk => self.role == Role::Responder,

@@ -14,9 +14,9 @@ use crate::identity::PublicKey;
 #[derive(Debug)]
 pub struct Outcome {
     /// Key of the packets that we send.
-    pub send: TransportKey,
+    pub send: DirectionKey,
     /// Key of the packets that we receive.
-    pub receive: TransportKey,
+    pub receive: DirectionKey,
     /// Who the peer is, proven.
     pub remote: PublicKey,
     /// The handshake hash after the last message; the same on both sides.
@@ -26,9 +26,9 @@ pub struct Outcome {
 }
 
 /// The key of one direction. Erased when dropped, never shown by `Debug`.
-pub struct TransportKey(Zeroizing<[u8; 32]>);
+pub struct DirectionKey(Zeroizing<[u8; 32]>);
 
-impl TransportKey {
+impl DirectionKey {
     pub(super) fn new(bytes: Zeroizing<[u8; 32]>) -> Self {
         Self(bytes)
     }
@@ -44,9 +44,9 @@ impl TransportKey {
     }
 }
 
-impl fmt::Debug for TransportKey {
+impl fmt::Debug for DirectionKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("TransportKey(secret)")
+        f.write_str("DirectionKey(secret)")
     }
 }
 
