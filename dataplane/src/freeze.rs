@@ -136,7 +136,7 @@ struct FrozenHalf {
     sent_at: Nanos,
     finish: bool,
     finished: bool,
-    is_forward: bool,
+    is_dialled: bool,
     expected: Option<([u8; 32], Vec<u8>)>,
     active_at: Nanos,
     source: Key,
@@ -347,7 +347,7 @@ impl<D: Driver> Worker<D> {
             sent_at: half.sent_at,
             finish: half.finish,
             finished: half.finished,
-            is_forward: half.is_forward,
+            is_dialled: half.is_dialled,
             expected: half
                 .expected
                 .map(|expected| (expected.request_hash, expected.destination.as_bytes().to_vec())),
@@ -380,7 +380,7 @@ impl<D: Driver> Worker<D> {
     fn thaw_half(&mut self, frozen: FrozenHalf) -> Option<Half> {
         let (prefix, peer) = frozen.holder;
         let holder = self.holders.find_or_insert(Name { prefix, peer: PublicKey::from_bytes(&peer).ok()? });
-        let mut half = Half::new(frozen.session, frozen.stream, frozen.state, frozen.is_forward, holder);
+        let mut half = Half::new(frozen.session, frozen.stream, frozen.state, frozen.is_dialled, holder);
         for (queue, bytes) in [(&mut half.queue, &frozen.queue), (&mut half.early, &frozen.early)] {
             if queue.push_copy(&mut self.nodes, self.driver.pool(), bytes) < bytes.len() {
                 return None;

@@ -226,7 +226,7 @@ impl<D: Driver> Worker<D> {
 
     /// The bridge whose source's half this is; `None` for any other half.
     pub(crate) fn bridge_report(&self, key: Key, half: &Half) -> Option<BridgeReport> {
-        if half.state != State::Bridged || half.is_forward || half.stand_in.is_some() {
+        if half.state != State::Bridged || half.is_dialled || half.stand_in.is_some() {
             return None;
         }
         let peer = |half: &Half| match &half.stand_in {

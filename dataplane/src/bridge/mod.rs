@@ -61,7 +61,7 @@ pub(crate) struct Half {
     /// Its peer sent FIN.
     pub(crate) finished: bool,
     /// We opened it, towards a destination.
-    pub(crate) is_forward: bool,
+    pub(crate) is_dialled: bool,
     /// What a response must answer; on the destination's half until it came.
     pub(crate) expected: Option<Box<Expected>>,
     /// When its peer last sent payload.
@@ -134,8 +134,8 @@ pub(crate) struct Expected {
 }
 
 impl Half {
-    /// A stream that was just opened, by its peer or (`is_forward`) by us.
-    pub(crate) fn new(session: Key, stream: u32, state: State, is_forward: bool, holder: Key) -> Self {
+    /// A stream that was just opened, by its peer or (`is_dialled`) by us.
+    pub(crate) fn new(session: Key, stream: u32, state: State, is_dialled: bool, holder: Key) -> Self {
         Self {
             session,
             stream,
@@ -154,7 +154,7 @@ impl Half {
             delivers: false,
             finish: false,
             finished: false,
-            is_forward,
+            is_dialled,
             expected: None,
             active_at: 0,
             large_at: 0,
@@ -182,14 +182,14 @@ impl Half {
     pub(crate) fn stand_in(
         owner: Key,
         state: State,
-        is_forward: bool,
+        is_dialled: bool,
         holder: Key,
         stand_in: StandIn,
     ) -> Self {
         Self {
             partner: owner,
             stand_in: Some(Box::new(stand_in)),
-            ..Self::new(Key::NONE, 0, state, is_forward, holder)
+            ..Self::new(Key::NONE, 0, state, is_dialled, holder)
         }
     }
 
@@ -206,7 +206,7 @@ impl Half {
 
     /// Whether the bridge it is part of is counted here: one that crosses, where its source is.
     pub(crate) fn counts_bridge(&self) -> bool {
-        self.stand_in.is_none() && !(self.crosses && self.is_forward)
+        self.stand_in.is_none() && !(self.crosses && self.is_dialled)
     }
 }
 

@@ -217,7 +217,7 @@ impl<D: Driver> Worker<D> {
             self.queue_object(half_key, &answer);
             return self.end_half(half_key);
         }
-        self.forward_request(half_key, request.destination, &signed);
+        self.pass_request(half_key, request.destination, &signed);
     }
 
     /// A dial to somebody who is not here while proofs of identity are with the lane: that of the destination may be among
@@ -271,12 +271,7 @@ impl<D: Driver> Worker<D> {
         }
     }
 
-    pub(crate) fn forward_request(
-        &mut self,
-        half_key: Key,
-        destination: Option<PublicKey>,
-        signed: &Arc<[u8]>,
-    ) {
+    pub(crate) fn pass_request(&mut self, half_key: Key, destination: Option<PublicKey>, signed: &Arc<[u8]>) {
         let Some(destination) = destination else {
             return self.refuse_request(half_key, Counter::RefusedDestination);
         };
@@ -304,7 +299,7 @@ impl<D: Driver> Worker<D> {
         }
         let Some(half) = self.halves.find(half_key) else { return };
         let source = Source { half: half_key, session: half.session, holder: half.holder };
-        match self.open_forward(source, session, destination, signed) {
+        match self.dial(source, session, destination, signed) {
             Ok(forward_key) => {
                 if let Some(half) = self.halves.find_mut(half_key) {
                     half.partner = forward_key;
@@ -330,7 +325,7 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Opens a stream towards a destination and passes the request on. An error is what counts it, unless it was counted.
-    pub(crate) fn open_forward(
+    pub(crate) fn dial(
         &mut self,
         source: Source,
         session: Key,
@@ -386,7 +381,7 @@ impl<D: Driver> Worker<D> {
 
     /// A dial is answered, or over.
     pub(crate) fn dial_ended(&mut self, forward_key: Key) {
-        let Some(forward) = self.halves.find(forward_key).filter(|half| half.is_forward) else { return };
+        let Some(forward) = self.halves.find(forward_key).filter(|half| half.is_dialled) else { return };
         if let Some(open) = self.sessions.find_mut(forward.session).and_then(Session::open_mut) {
             open.unanswered.remove(forward_key);
         }

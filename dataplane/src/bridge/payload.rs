@@ -370,7 +370,7 @@ impl<D: Driver> Worker<D> {
             self.lane.cancel(Owner::Half(half_key));
         }
         self.counters.add(Counter::BytesDropped, dropped as u64);
-        self.counters.count(if half.is_forward { Counter::ForwardsClosed } else { Counter::StreamsClosed });
+        self.counters.count(if half.is_dialled { Counter::ForwardsClosed } else { Counter::StreamsClosed });
         if half.crosses {
             let partner = half.partner;
             if let Some(stand_in) = self.halves.find_mut(partner).filter(|half| half.stand_in.is_some()) {

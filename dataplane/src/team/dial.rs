@@ -84,7 +84,7 @@ impl<D: Driver> Worker<D> {
             return None;
         }
         let source = Source { half, session: foreign_source(from, dial.source_session), holder };
-        match self.open_forward(source, dial.session, dial.destination, &dial.signed) {
+        match self.dial(source, dial.session, dial.destination, &dial.signed) {
             Ok(forward_key) => {
                 if let Some(stand_in) = self.halves.find_mut(half) {
                     stand_in.partner = forward_key;

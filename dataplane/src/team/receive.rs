@@ -229,7 +229,7 @@ impl<D: Driver> Worker<D> {
         // A session that came meanwhile, on whatever worker, is as good.
         let place = self.directory.find(&destination);
         if place.is_none_or(|place| place.generation != dialling.generation) {
-            self.forward_request(half_key, Some(destination), &dialling.signed);
+            self.pass_request(half_key, Some(destination), &dialling.signed);
         } else {
             self.refuse_request(half_key, Counter::RefusedDestination);
         }

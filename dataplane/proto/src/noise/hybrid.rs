@@ -1,7 +1,7 @@
 //! The post-quantum half of a hybrid handshake: ML-KEM-768 in the handshake payloads (dmsg-wire 2.8).
 //!
 //! In: the role, the bytes drawn for it, and the payloads of messages 1 and 2. Out: the payload to send, and a secret
-//! that is mixed into both transport keys when the two sides took part. Called by [`super::Handshake`] only.
+//! that is mixed into the keys of both directions when the two sides took part. Called by [`super::Handshake`] only.
 //!
 //! Nothing a peer sends here is an error: a payload that is no offer or no answer leaves the handshake classical, and a
 //! damaged ciphertext gives another secret (implicit rejection), so that the first transport packet fails.
