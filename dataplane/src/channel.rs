@@ -23,7 +23,7 @@ use crate::counters::Counter;
 use crate::driver::{Driver, Wait};
 use crate::limits;
 use crate::mail::Limit;
-use crate::session::{CloseReason, Open};
+use crate::session::{CloseReason, Established};
 use crate::slab::Key;
 use crate::team::Team;
 use crate::worker::Worker;
@@ -254,7 +254,13 @@ impl<D: Driver> Worker<D> {
     }
 
     /// An authenticated session has ended.
-    pub(crate) fn tell_closed(&mut self, key: Key, address: SocketAddr, open: &Open, reason: CloseReason) {
+    pub(crate) fn tell_closed(
+        &mut self,
+        key: Key,
+        address: SocketAddr,
+        open: &Established,
+        reason: CloseReason,
+    ) {
         if self.link.is_none() {
             return;
         }
@@ -264,7 +270,7 @@ impl<D: Driver> Worker<D> {
         self.tell(&Event::Closed(session, event_reason(reason)));
     }
 
-    fn note(&self, key: Key, address: SocketAddr, open: &Open) -> SessionNote {
+    fn note(&self, key: Key, address: SocketAddr, open: &Established) -> SessionNote {
         SessionNote {
             session: key.number(),
             peer: peer_key(&open.peer),

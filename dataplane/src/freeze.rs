@@ -28,7 +28,9 @@ use crate::holders::Name;
 use crate::lane::Lane;
 use crate::limits;
 use crate::prefix::Prefix;
-use crate::session::{CloseReason, Drain, Mux, Open, Phase, Purse, Rest, Rival, Session, Stall, Target};
+use crate::session::{
+    CloseReason, Drain, Established, Mux, Phase, Purse, Rest, Rival, Session, Stall, Target,
+};
 use crate::slab::{Key, Slab};
 use crate::team::{Dialling, Owes, StandIn, Team};
 use crate::worker::{Settings, Timer, Worker};
@@ -550,7 +552,7 @@ fn thaw_stand_in(frozen: FrozenStandIn) -> Option<StandIn> {
 }
 
 fn freeze_session(session: Session, stands_by: bool, rest: Vec<u8>) -> Option<FrozenSession> {
-    let Phase::Open(open) = session.phase else { return None };
+    let Phase::Established(open) = session.phase else { return None };
     Some(FrozenSession {
         socket: session.socket,
         peer_address: session.peer_address,
@@ -579,7 +581,7 @@ fn thaw_session(frozen: FrozenSession, now: Nanos) -> Result<Session, FreezeErro
     let send_key = DirectionKey::from_bytes(frozen.send_key);
     let receive_key = DirectionKey::from_bytes(frozen.receive_key);
     let peer = PublicKey::from_bytes(&frozen.peer).map_err(|_| postcard::Error::DeserializeBadEncoding)?;
-    let open = Open {
+    let open = Established {
         peer,
         hybrid: frozen.hybrid,
         opened_at: frozen.opened_at,
@@ -604,8 +606,12 @@ fn thaw_session(frozen: FrozenSession, now: Nanos) -> Result<Session, FreezeErro
         urgent: Default::default(),
         bulk: Default::default(),
     };
-    let mut session =
-        Session::new(frozen.socket, frozen.peer_address, Phase::Open(Box::new(open)), frozen.accepted_at);
+    let mut session = Session::new(
+        frozen.socket,
+        frozen.peer_address,
+        Phase::Established(Box::new(open)),
+        frozen.accepted_at,
+    );
     session.outbox = frozen.outbox;
     session.closing = frozen.closing.then_some(CloseReason::Violation);
     session.drain = frozen.drain;

@@ -48,7 +48,7 @@ impl<D: Driver> Worker<D> {
             sends_pending += usize::from(session.sending);
             match &session.phase {
                 Phase::Handshake(_) => sessions_half_open += 1,
-                Phase::Open(open) => streams += open.mux.stream_count(),
+                Phase::Established(open) => streams += open.mux.stream_count(),
             }
         }
         let pool = self.driver.pool();

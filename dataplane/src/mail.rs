@@ -194,7 +194,7 @@ impl<D: Driver> Worker<D> {
     pub fn report(&mut self) -> Report {
         let sessions = self.sessions.iter().filter_map(|(key, session)| match &session.phase {
             Phase::Handshake(_) => None,
-            Phase::Open(open) => Some(SessionReport {
+            Phase::Established(open) => Some(SessionReport {
                 session: key.number(),
                 opened_at: open.opened_at,
                 peer: open.peer,

@@ -8,7 +8,7 @@ use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::{HandshakeError, Outcome};
 use ringwire_proto::packet::{Opener, Sealer};
 
-use super::{CloseReason, Mux, Open, Phase, Purse, Rest, Session, Stall, Step, Target};
+use super::{CloseReason, Established, Mux, Phase, Purse, Rest, Session, Stall, Step, Target};
 use crate::coalesce::Pace;
 use crate::counters::Counter;
 use crate::driver::Driver;
@@ -221,7 +221,7 @@ impl<D: Driver> Worker<D> {
                     Phase::Handshake(half_open) => {
                         matches!(std::mem::replace(&mut half_open.step, Step::Proven), Step::Proving)
                     }
-                    Phase::Open(_) => false,
+                    Phase::Established(_) => false,
                 });
                 self.close_session(key, CloseReason::LaneFull);
                 if is_proof {
@@ -301,7 +301,7 @@ impl<D: Driver> Worker<D> {
             }
             return self.close_session(key, CloseReason::AddressLimit);
         }
-        let open = Open {
+        let open = Established {
             peer,
             hybrid: outcome.hybrid,
             opened_at: now,
@@ -327,7 +327,7 @@ impl<D: Driver> Worker<D> {
             bulk: Default::default(),
         };
         let Some(session) = self.sessions.find_mut(key) else { return };
-        let former_phase = std::mem::replace(&mut session.phase, Phase::Open(Box::new(open)));
+        let former_phase = std::mem::replace(&mut session.phase, Phase::Established(Box::new(open)));
         if let Phase::Handshake(half_open) = former_phase {
             self.half_open.remove(half_open.place);
         }

@@ -46,7 +46,7 @@ impl<D: Driver> Worker<D> {
         // A stranger is asked for what fits into its stash, and for nothing when that is full: the rest waits in the kernel.
         let len_max = match &session.phase {
             Phase::Handshake(half_open) => half_open.room(),
-            Phase::Open(open) => open.rest.receive_len_max(),
+            Phase::Established(open) => open.rest.receive_len_max(),
         };
         if !self.freezing && len_max > 0 {
             session.receiving = true;
@@ -98,7 +98,9 @@ impl<D: Driver> Worker<D> {
     /// Handles a span as far as the share goes; returns how many bytes that was.
     pub(super) fn receive_span(&mut self, key: Key, span: Span, share: &mut Share) -> usize {
         match self.sessions.find_mut(key) {
-            Some(Session { closing: None, phase: Phase::Open(_), .. }) => self.receive_open(key, span, share),
+            Some(Session { closing: None, phase: Phase::Established(_), .. }) => {
+                self.receive_open(key, span, share)
+            }
             Some(Session { closing: None, phase: Phase::Handshake(_), .. }) => {
                 // What a stranger may send before it is judged is less than any share.
                 self.receive_stranger(key, span);

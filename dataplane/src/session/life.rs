@@ -134,7 +134,7 @@ impl<D: Driver> Worker<D> {
                 return;
             }
             Phase::Handshake(_) => {}
-            Phase::Open(_) => {
+            Phase::Established(_) => {
                 self.run_mux_timers(key, now);
                 self.look_at_stall(key, now);
                 self.look_at_rival(key, now);
@@ -183,7 +183,7 @@ impl<D: Driver> Worker<D> {
                     self.proof_ends();
                 }
             }
-            Phase::Open(mut open) => {
+            Phase::Established(mut open) => {
                 self.counters.count(Counter::SessionsClosed);
                 self.holders.leave(open.holder);
                 self.crowd.leave(Prefix::from(session.peer_address.ip()));
@@ -245,7 +245,7 @@ impl<D: Driver> Worker<D> {
 fn session_deadline(session: &Session) -> Option<Nanos> {
     match &session.phase {
         Phase::Handshake(_) => Some(session.accepted_at + limits::HANDSHAKE_TIMEOUT_NS),
-        Phase::Open(open) => {
+        Phase::Established(open) => {
             let rival = open.rival.map(|rival| rival.due);
             open.mux.next_timeout().into_iter().chain(open.stall.due()).chain(rival).min()
         }

@@ -74,7 +74,7 @@ pub(crate) enum Phase {
     /// Message 1, 2 or 3 of the session handshake is due.
     Handshake(Box<HalfOpen>),
     /// Filed under its peer's key; streams run.
-    Open(Box<Open>),
+    Established(Box<Established>),
 }
 
 /// A connection whose peer is a stranger still. Grows only with bytes that have arrived, and never beyond
@@ -138,7 +138,7 @@ impl std::fmt::Debug for HalfOpen {
 }
 
 /// What an authenticated session consists of.
-pub(crate) struct Open {
+pub(crate) struct Established {
     pub(crate) peer: PublicKey,
     pub(crate) hybrid: bool,
     pub(crate) opened_at: Nanos,
@@ -181,9 +181,12 @@ pub(crate) struct Open {
     pub(crate) bulk: Rounds,
 }
 
-impl std::fmt::Debug for Open {
+impl std::fmt::Debug for Established {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Open").field("peer", &self.peer).field("hybrid", &self.hybrid).finish_non_exhaustive()
+        f.debug_struct("Established")
+            .field("peer", &self.peer)
+            .field("hybrid", &self.hybrid)
+            .finish_non_exhaustive()
     }
 }
 
@@ -219,16 +222,16 @@ impl Session {
         }
     }
 
-    pub(crate) fn open_mut(&mut self) -> Option<&mut Open> {
+    pub(crate) fn open_mut(&mut self) -> Option<&mut Established> {
         match &mut self.phase {
-            Phase::Open(open) => Some(open),
+            Phase::Established(open) => Some(open),
             Phase::Handshake(_) => None,
         }
     }
 
-    pub(crate) fn open(&self) -> Option<&Open> {
+    pub(crate) fn open(&self) -> Option<&Established> {
         match &self.phase {
-            Phase::Open(open) => Some(open),
+            Phase::Established(open) => Some(open),
             Phase::Handshake(_) => None,
         }
     }

@@ -15,7 +15,7 @@ use ringwire_exchange::directory::{Place, Removed};
 use ringwire_proto::identity::PublicKey;
 
 use super::mux::Mux;
-use super::{CloseReason, Open, Session};
+use super::{CloseReason, Established, Session};
 use crate::bridge::State;
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos};
@@ -49,7 +49,7 @@ pub(crate) enum ContestedDial {
     Elsewhere(WorkerIndex, Box<Dial>),
 }
 
-impl Open {
+impl Established {
     /// Whether it is not known at the moment that this session lives.
     fn is_challenged(&self) -> bool {
         self.rival.is_some_and(|rival| rival.is_asked && !rival.is_slow)
@@ -197,7 +197,7 @@ impl<D: Driver> Worker<D> {
     fn is_contested(&self, session: Key) -> bool {
         let open = self.sessions.find(session).and_then(Session::open);
         !self.freezing
-            && open.is_some_and(Open::is_challenged)
+            && open.is_some_and(Established::is_challenged)
             && self.contested.len() < limits::CONTESTED_DIALS_MAX
     }
 
@@ -285,7 +285,7 @@ impl<D: Driver> Worker<D> {
     }
 
     /// Whether a session stands by: another one holds its key.
-    pub(crate) fn stands_by(&self, open: &Open) -> bool {
+    pub(crate) fn stands_by(&self, open: &Established) -> bool {
         let is_other = |place: Place| place.generation != open.generation;
         self.directory.find(&open.peer).is_some_and(is_other)
     }

@@ -8,7 +8,7 @@
 //!
 //! Everybody else is served in the turn in which his bytes came.
 
-use super::{Open, Session};
+use super::{Established, Session};
 use crate::coalesce::Receipt;
 use crate::counters::Counter;
 use crate::driver::{Driver, Nanos};
@@ -132,7 +132,7 @@ impl<D: Driver> Worker<D> {
     pub(super) fn receive_within_share(&mut self, key: Key, spans: &[Span], more: bool) {
         let mut share = self.settings.share;
         let open = self.sessions.find_mut(key).and_then(Session::open_mut);
-        if let Some(Open { rest, .. }) = open {
+        if let Some(Established { rest, .. }) = open {
             rest.handled =
                 Handled { len: spans.iter().map(|span| span.len()).sum(), more, ..Handled::default() };
             if rest.is_greedy {
@@ -153,7 +153,7 @@ impl<D: Driver> Worker<D> {
         let (brought, frames) = (self.brought, share.frames);
         let taken = self.receive_span(key, span, share);
         self.brought.len += taken;
-        if let Some(Open { rest: Rest { handled, .. }, .. }) =
+        if let Some(Established { rest: Rest { handled, .. }, .. }) =
             self.sessions.find_mut(key).and_then(Session::open_mut)
         {
             handled.frames += frames - share.frames;
@@ -221,7 +221,7 @@ impl<D: Driver> Worker<D> {
     /// All that a receive brought is handled: the next one, at once or after a pause.
     fn end_receive(&mut self, key: Key) {
         let share = self.settings.share;
-        if let Some(Open { rest, .. }) = self.sessions.find_mut(key).and_then(Session::open_mut) {
+        if let Some(Established { rest, .. }) = self.sessions.find_mut(key).and_then(Session::open_mut) {
             let handled = rest.handled;
             rest.is_greedy = handled.exceeds(share);
             rest.receive_len_max =

@@ -66,7 +66,8 @@ impl<D: Driver> Worker<D> {
     /// Something is about to be sent: from now on it is looked whether it arrives.
     pub(crate) fn watch_for_stall(&mut self, key: Key) {
         let now = self.driver.now();
-        let Some(Session { socket, phase: Phase::Open(open), .. }) = self.sessions.find_mut(key) else {
+        let Some(Session { socket, phase: Phase::Established(open), .. }) = self.sessions.find_mut(key)
+        else {
             return;
         };
         if open.stall.due().is_none()
@@ -78,7 +79,8 @@ impl<D: Driver> Worker<D> {
 
     /// Looks at a session when it is time to; one that takes nothing ends.
     pub(super) fn look_at_stall(&mut self, key: Key, now: Nanos) {
-        let Some(Session { socket, sending, phase: Phase::Open(open), .. }) = self.sessions.find_mut(key)
+        let Some(Session { socket, sending, phase: Phase::Established(open), .. }) =
+            self.sessions.find_mut(key)
         else {
             return;
         };
