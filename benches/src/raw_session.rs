@@ -14,12 +14,12 @@ use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::frame::{FRAME_BODY_MAX, FrameReader, push_prefix};
 use ringwire_proto::identity::{Address, PublicKey, SecretKey};
+use ringwire_proto::noise::sealed::{Opener, Sealer, WindowReplay};
 use ringwire_proto::noise::{Handshake, Hybrid, Outcome, Pattern, Role};
 use ringwire_proto::object::{
     Generation, OBJECT_PACKET_MAX, StreamRequest, StreamResponse, object_hash, open_request, open_response,
     sign_object,
 };
-use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -16,7 +16,7 @@ use std::sync::atomic::AtomicBool;
 use ringwire_exchange::WorkerIndex;
 use ringwire_proto::identity::PublicKey;
 use ringwire_proto::noise::DirectionKey;
-use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
+use ringwire_proto::noise::sealed::{Opener, Sealer, WindowReplay};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 

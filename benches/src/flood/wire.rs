@@ -13,10 +13,10 @@ use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::frame::{FrameReader, push_prefix};
 use ringwire_proto::identity::{Address, PublicKey, SecretKey};
+use ringwire_proto::noise::sealed::{Opener, Sealer, WindowReplay};
 use ringwire_proto::object::{
     Generation, OBJECT_PACKET_MAX, StreamRequest, StreamResponse, object_hash, sign_object,
 };
-use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::{Domain, Socket, Type};
 use std::collections::HashMap;

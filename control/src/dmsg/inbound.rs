@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::identity::Address;
+use ringwire_proto::noise::sealed::SealedError;
 use ringwire_proto::noise::{Handshake, HandshakeError, Pattern, Role};
 use ringwire_proto::object::{self, ErrorCode, Generation, ObjectError, StreamResponse};
-use ringwire_proto::packet::PacketError;
 use thiserror::Error;
 use tokio::time::timeout;
 
@@ -43,7 +43,7 @@ enum Refusal {
     #[error("the stream ended before its request")]
     NoRequest,
     #[error("the request cannot be opened: {0}")]
-    Packet(#[from] PacketError),
+    Packet(#[from] SealedError),
     #[error("the request is not valid: {0}")]
     Object(#[from] ObjectError),
     #[error("{0}")]

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use ringwire_dataplane::aead::AwsLcAead;
 use ringwire_proto::identity::{PublicKey, SecretKey};
+use ringwire_proto::noise::sealed::{Opener, SealedError, Sealer, WindowReplay};
 use ringwire_proto::noise::{Hybrid, Outcome};
 use ringwire_proto::object::OBJECT_PACKET_MAX;
-use ringwire_proto::packet::{Opener, PacketError, Sealer, WindowReplay};
 use ringwire_proto::yamux;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
@@ -173,7 +173,7 @@ impl Shared {
     /// Seals a signed object for the server: `length || packet` (dmsg-wire 7). Numbers are given in the order of the
     /// calls.
     pub(super) fn seal_object(&self, signed: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(2 + signed.len() + ringwire_proto::packet::PACKET_OVERHEAD);
+        let mut out = Vec::with_capacity(2 + signed.len() + ringwire_proto::noise::sealed::SEALED_OVERHEAD);
         out.extend_from_slice(&[0, 0]);
         lock(&self.sealer).seal(signed, &mut out);
         let length = out.len() - 2;
@@ -183,7 +183,7 @@ impl Shared {
     }
 
     /// Opens an object of the server.
-    pub(super) fn open_object(&self, packet: &mut [u8]) -> Result<Vec<u8>, PacketError> {
+    pub(super) fn open_object(&self, packet: &mut [u8]) -> Result<Vec<u8>, SealedError> {
         lock(&self.opener).open(packet).map(|signed| signed.to_vec())
     }
 }

@@ -1,6 +1,6 @@
 //! The authenticated cipher of sessions and streams, as a trait: ChaCha20-Poly1305 (dmsg-wire 2.1).
 //!
-//! In: a key once, then nonces and buffers. Out: ciphertext in place and a detached tag. [`crate::packet`] and
+//! In: a key once, then nonces and buffers. Out: ciphertext in place and a detached tag. [`crate::noise::sealed`] and
 //! [`crate::frame`] are generic over [`Aead`]: the data plane brings an engine that uses the processor's vector units,
 //! and [`RustCryptoAead`] is the one that needs nothing but this crate, and the oracle in tests.
 

@@ -12,12 +12,12 @@ use alloc::vec::Vec;
 
 use crate::aead::Aead;
 use crate::noise::DirectionKey;
-use crate::packet::{NUMBER_LEN, Opener, OrderedReplay, PACKET_OVERHEAD, PacketError, Sealer};
+use crate::noise::sealed::{NUMBER_LEN, Opener, OrderedReplay, SEALED_OVERHEAD, SealedError, Sealer};
 
 /// Longest body of a frame of section 3 in bytes: a frame has at most 4096 with its prefix.
 pub const FRAME_BODY_MAX: usize = 4094;
 /// Most plaintext in one frame of a stream, in bytes (dmsg-wire 3).
-pub const FRAME_PLAINTEXT_MAX: usize = FRAME_BODY_MAX - PACKET_OVERHEAD;
+pub const FRAME_PLAINTEXT_MAX: usize = FRAME_BODY_MAX - SEALED_OVERHEAD;
 
 /// Length of the prefix in bytes.
 pub const PREFIX_LEN: usize = 2;
@@ -116,7 +116,7 @@ impl<A: Aead> StreamWriter<A> {
         out.reserve(Self::written_len(plaintext.len()));
         for piece in plaintext.chunks(FRAME_PLAINTEXT_MAX) {
             #[allow(clippy::expect_used, reason = "the message is the proof")]
-            push_prefix(piece.len() + PACKET_OVERHEAD, out)
+            push_prefix(piece.len() + SEALED_OVERHEAD, out)
                 .expect("a piece and its overhead are at most 4094 bytes");
             self.sealer.seal(piece, out);
         }
@@ -124,7 +124,7 @@ impl<A: Aead> StreamWriter<A> {
 
     /// How many bytes [`write`](Self::write) appends for `len` bytes of plaintext.
     pub fn written_len(len: usize) -> usize {
-        len + len.div_ceil(FRAME_PLAINTEXT_MAX) * (PREFIX_LEN + PACKET_OVERHEAD)
+        len + len.div_ceil(FRAME_PLAINTEXT_MAX) * (PREFIX_LEN + SEALED_OVERHEAD)
     }
 }
 
@@ -200,8 +200,8 @@ fn open_into<A: Aead>(
     opener: &mut Opener<A, OrderedReplay>,
     packet: &[u8],
     out: &mut Vec<u8>,
-) -> Result<(), PacketError> {
-    let too_short = PacketError::TooShort { found: packet.len() };
+) -> Result<(), SealedError> {
+    let too_short = SealedError::TooShort { found: packet.len() };
     let (number, rest) = packet.split_first_chunk::<NUMBER_LEN>().ok_or(too_short)?;
     let (body, tag) = rest.split_last_chunk().ok_or(too_short)?;
     let start = out.len();
@@ -234,5 +234,5 @@ pub enum StreamError {
     Frame(#[from] FrameError),
     /// A frame's packet was refused.
     #[error(transparent)]
-    Packet(#[from] PacketError),
+    Packet(#[from] SealedError),
 }

@@ -4,7 +4,7 @@
 //! and bytes go out. The crate is `no_std`, so none of that can creep in, and it forbids unsafe code.
 //!
 //! ```text
-//!  bytes ──► frame ──► noise (handshake) ──► packet (sealed) ──► object ──► gob
+//!  bytes ──► frame ──► noise (handshake) ──► noise::sealed ──► object ──► gob
 //!    │                                                             │
 //!    └─────► yamux / smux (in the clear, spec dmsg-wire 4-6) ◄─────┘      identity · entropy · aead below all of them
 //! ```
@@ -24,6 +24,5 @@ pub mod gob;
 pub mod identity;
 pub mod noise;
 pub mod object;
-pub mod packet;
 pub mod smux;
 pub mod yamux;

@@ -6,8 +6,8 @@
 mod frame_reader;
 #[path = "../fuzz/src/handshake_responder.rs"]
 mod handshake_responder;
-#[path = "../fuzz/src/packet_window.rs"]
-mod packet_window;
+#[path = "../fuzz/src/sealed_window.rs"]
+mod sealed_window;
 #[path = "../fuzz/src/stream_reader.rs"]
 mod stream_reader;
 
@@ -53,8 +53,8 @@ proptest! {
     }
 
     #[test]
-    fn packet_window_steps(data in bytes(600)) {
-        packet_window::run(&data);
+    fn sealed_window_steps(data in bytes(600)) {
+        sealed_window::run(&data);
     }
 
     #[test]

@@ -9,8 +9,10 @@ mod support;
 use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::frame::{FRAME_PLAINTEXT_MAX, StreamReader, StreamWriter, push_prefix};
 use ringwire_proto::identity::{PublicKey, SecretKey};
+use ringwire_proto::noise::sealed::{
+    Opener, OrderedReplay, Replay as _, ReplayError, Sealer, WINDOW, WindowReplay,
+};
 use ringwire_proto::noise::{DirectionKey, Handshake, HandshakeError, Hybrid, Outcome, Pattern, Role};
-use ringwire_proto::packet::{Opener, OrderedReplay, Replay as _, ReplayError, Sealer, WINDOW, WindowReplay};
 use serde_json::Value;
 use support::{Replay, array, bytes, flag, list, parse, text};
 

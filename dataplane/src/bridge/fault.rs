@@ -2,8 +2,8 @@
 //!
 //! Each of these costs that stream and nothing else (control-plane 4.4): the session goes on.
 
+use ringwire_proto::noise::sealed::{ReplayError, SealedError};
 use ringwire_proto::object::{ErrorCode, ObjectError};
-use ringwire_proto::packet::{PacketError, ReplayError};
 
 use crate::counters::Counter;
 
@@ -12,7 +12,7 @@ use crate::counters::Counter;
 pub(crate) enum ObjectFault {
     /// The sealed packet.
     #[error(transparent)]
-    Packet(#[from] PacketError),
+    Packet(#[from] SealedError),
     /// What was in it.
     #[error(transparent)]
     Object(#[from] ObjectError),
@@ -28,12 +28,12 @@ impl ObjectFault {
     /// Which counter of its kind it moves, besides that of the refusal.
     pub(crate) fn counter(&self) -> Counter {
         match self {
-            Self::Packet(PacketError::TooShort { .. })
+            Self::Packet(SealedError::TooShort { .. })
             | Self::Object(ObjectError::Refused(ErrorCode::ObjectTooShort)) => Counter::ObjectsShort,
-            Self::Packet(PacketError::Replay(
+            Self::Packet(SealedError::Replay(
                 ReplayError::Zero | ReplayError::Repeated | ReplayError::TooOld,
             )) => Counter::ObjectsReplayed,
-            Self::Packet(PacketError::BadTag(_)) => Counter::ObjectsForged,
+            Self::Packet(SealedError::BadTag(_)) => Counter::ObjectsForged,
             Self::Object(ObjectError::Gob(_)) => Counter::ObjectsGob,
             Self::Object(ObjectError::Refused(
                 ErrorCode::RequestSignature | ErrorCode::ResponseSignature,

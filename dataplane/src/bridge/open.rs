@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use ringwire_proto::identity::PublicKey;
+use ringwire_proto::noise::sealed::SealedError;
 use ringwire_proto::object::{self, ObjectError, PING_MARKER};
-use ringwire_proto::packet::PacketError;
 
 use super::fault::ObjectFault;
 use super::{Expected, Half, State};
@@ -47,7 +47,7 @@ enum Head {
     /// A signed object, opened with the session's key.
     Object(Vec<u8>),
     /// Something that could not be opened.
-    Unreadable(PacketError),
+    Unreadable(SealedError),
 }
 
 impl<D: Driver> Worker<D> {

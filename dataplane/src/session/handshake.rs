@@ -5,8 +5,8 @@
 
 use ringwire_proto::frame::{FrameError, PREFIX_LEN};
 use ringwire_proto::identity::PublicKey;
+use ringwire_proto::noise::sealed::{Opener, Sealer};
 use ringwire_proto::noise::{HandshakeError, Outcome};
-use ringwire_proto::packet::{Opener, Sealer};
 
 use super::{CloseReason, Established, Mux, Phase, Purse, Rest, Session, Stall, Step, Target};
 use crate::coalesce::Pace;

@@ -18,8 +18,8 @@ mod stall;
 use std::net::SocketAddr;
 
 use ringwire_proto::identity::PublicKey;
+use ringwire_proto::noise::sealed::{Opener, Sealer, WindowReplay};
 use ringwire_proto::noise::{DirectionKey, Handshake};
-use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 
 use crate::aead::AwsLcAead;
 use crate::bridge::Unanswered;

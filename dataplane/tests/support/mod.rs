@@ -22,12 +22,12 @@ use ringwire_dataplane::limits::HANDSHAKE_TIMEOUT_NS;
 use ringwire_dataplane::{Server, ServerConfig};
 use ringwire_proto::frame::FrameReader;
 use ringwire_proto::identity::{PublicKey, SecretKey};
+use ringwire_proto::noise::sealed::{Opener, Sealer, WindowReplay};
 use ringwire_proto::noise::{Handshake, Hybrid, Pattern, Role};
 use ringwire_proto::object::{
     Generation, RawAddress, StreamRequest, StreamResponse, object_hash, open_request, open_response,
     sign_object,
 };
-use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
 use ringwire_proto::smux::{self, Version};
 use ringwire_proto::yamux::{self, StreamError};
 

@@ -9,7 +9,7 @@ pub mod frame_reader;
 pub mod gob_request;
 pub mod gob_response;
 pub mod handshake_responder;
-pub mod packet_window;
+pub mod sealed_window;
 pub mod signed_object;
 pub mod smux_connection;
 pub mod smux_session;

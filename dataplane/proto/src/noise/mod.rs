@@ -18,6 +18,7 @@
 mod hybrid;
 mod outcome;
 mod resolver;
+pub mod sealed;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,6 @@
 //! What a handshake ends with: keys by direction, or the reason why there are none (dmsg-wire 2.5).
 //!
-//! In: the split of [`super::Handshake`]. Out: [`Outcome`] for the packet layer ([`crate::packet`]), or
+//! In: the split of [`super::Handshake`]. Out: [`Outcome`] for the packet layer ([`crate::noise::sealed`]), or
 //! [`HandshakeError`] for the owner of the connection, who closes it.
 
 use core::fmt;

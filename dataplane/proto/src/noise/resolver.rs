@@ -18,7 +18,7 @@ use subtle::ConstantTimeEq;
 
 use crate::aead::{Aead, RustCryptoAead, TAG_LEN};
 use crate::identity::{PUBLIC_KEY_LEN, SECRET_KEY_LEN, SecretKey, ecdh_point, parse_point};
-use crate::packet::aead_nonce;
+use crate::noise::sealed::aead_nonce;
 
 /// Hands out primitives that know the two secret keys of one handshake.
 pub(super) struct Resolver(Arc<Keys>);

@@ -1,6 +1,6 @@
 //! Session objects: what the two ends of a mux stream say first (dmsg-wire 7, 9, 10).
 //!
-//! An object is `signature (65) || gob`, sealed for the session around it by [`crate::packet`] and put on the
+//! An object is `signature (65) || gob`, sealed for the session around it by [`crate::noise::sealed`] and put on the
 //! stream behind a two-byte length by [`crate::frame`]. In: signed bytes of a peer. Out: [`StreamRequest`],
 //! [`StreamResponse`] or [`PeerAnnounce`] after the checks of dmsg-wire 9, in their order. The data plane
 //! opens what arrives with [`open_request`], [`open_response`] and [`open_announce`]; clients build theirs

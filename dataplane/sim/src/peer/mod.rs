@@ -14,7 +14,7 @@ use ringwire_netem::{Duplex, Nanos, ReadOutcome, SECOND_NS, Side};
 use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::entropy::SeededEntropy;
 use ringwire_proto::identity::{PublicKey, SecretKey};
-use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
+use ringwire_proto::noise::sealed::{Opener, Sealer, WindowReplay};
 use ringwire_proto::smux;
 use ringwire_proto::yamux::{Flags, Header};
 

@@ -7,7 +7,7 @@ use std::cell::Cell;
 use ringwire_proto::aead::RustCryptoAead;
 use ringwire_proto::frame::{FRAME_BODY_MAX, FrameReader, StreamReader, StreamWriter};
 use ringwire_proto::noise::DirectionKey;
-use ringwire_proto::packet::{Opener, Sealer, WindowReplay};
+use ringwire_proto::noise::sealed::{Opener, Sealer, WindowReplay};
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };

@@ -1,4 +1,4 @@
-//! Transport packets: one sealed piece of plaintext with its number in front (dmsg-wire 2.6, 2.7).
+//! Sealed packets: one piece of plaintext with its number in front, under the key of one direction (dmsg-wire 2.6, 2.7).
 //!
 //! ```text
 //!   packet = N (8 bytes, big-endian) || ciphertext || tag (16 bytes)
@@ -10,11 +10,11 @@
 
 use alloc::vec::Vec;
 
+use super::DirectionKey;
 use crate::aead::{Aead, BadTag, NONCE_LEN, TAG_LEN};
-use crate::noise::DirectionKey;
 
 /// Bytes that a packet is longer than its plaintext: number and tag (dmsg-wire 2.6).
-pub const PACKET_OVERHEAD: usize = NUMBER_LEN + TAG_LEN;
+pub const SEALED_OVERHEAD: usize = NUMBER_LEN + TAG_LEN;
 
 /// Length of the packet number in front, in bytes.
 pub(crate) const NUMBER_LEN: usize = 8;
@@ -45,7 +45,7 @@ impl<A: Aead> Sealer<A> {
 
     /// Appends the packet of `plaintext` to `out`; may allocate only if `out` lacks the room.
     pub fn seal(&mut self, plaintext: &[u8], out: &mut Vec<u8>) {
-        out.reserve(plaintext.len() + PACKET_OVERHEAD);
+        out.reserve(plaintext.len() + SEALED_OVERHEAD);
         let number = self.next_number();
         out.extend_from_slice(&number.to_be_bytes());
         let start = out.len();
@@ -57,10 +57,10 @@ impl<A: Aead> Sealer<A> {
     /// Seals inside one buffer, laid out as 8 free bytes, the plaintext, 16 free bytes.
     ///
     /// # Errors
-    /// [`PacketError::TooShort`] when the free bytes alone do not fit; the counter then stays.
-    pub fn seal_in_place(&mut self, packet: &mut [u8]) -> Result<(), PacketError> {
+    /// [`SealedError::TooShort`] when the free bytes alone do not fit; the counter then stays.
+    pub fn seal_in_place(&mut self, packet: &mut [u8]) -> Result<(), SealedError> {
         let found = packet.len();
-        let (number_bytes, body, tag) = split_packet(packet).ok_or(PacketError::TooShort { found })?;
+        let (number_bytes, body, tag) = split_packet(packet).ok_or(SealedError::TooShort { found })?;
         let number = self.next_number();
         *number_bytes = number.to_be_bytes();
         *tag = self.aead.seal(&aead_nonce(number), body);
@@ -103,10 +103,10 @@ impl<A: Aead, R: Replay> Opener<A, R> {
     /// Opens a packet in place and returns its plaintext, which may be empty.
     ///
     /// # Errors
-    /// [`PacketError`]; nothing is remembered of a refused packet, and its buffer holds nothing of use.
-    pub fn open<'a>(&mut self, packet: &'a mut [u8]) -> Result<&'a mut [u8], PacketError> {
+    /// [`SealedError`]; nothing is remembered of a refused packet, and its buffer holds nothing of use.
+    pub fn open<'a>(&mut self, packet: &'a mut [u8]) -> Result<&'a mut [u8], SealedError> {
         let found = packet.len();
-        let (number, body, tag) = split_packet(packet).ok_or(PacketError::TooShort { found })?;
+        let (number, body, tag) = split_packet(packet).ok_or(SealedError::TooShort { found })?;
         self.open_parts(number, body, tag)?;
         Ok(body)
     }
@@ -117,7 +117,7 @@ impl<A: Aead, R: Replay> Opener<A, R> {
         number: &[u8; NUMBER_LEN],
         body: &mut [u8],
         tag: &[u8; TAG_LEN],
-    ) -> Result<(), PacketError> {
+    ) -> Result<(), SealedError> {
         let number = u64::from_be_bytes(*number);
         self.replay.check(number)?;
         self.aead.open(&aead_nonce(number), body, tag)?;
@@ -258,7 +258,7 @@ pub enum ReplayError {
 
 /// Why a packet was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PacketError {
+pub enum SealedError {
     /// No room for number and tag.
     #[error("a packet has at least 24 bytes, not {found}")]
     TooShort {

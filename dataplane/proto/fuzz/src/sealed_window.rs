@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use ringwire_proto::aead::{Aead, RustCryptoAead};
 use ringwire_proto::noise::DirectionKey;
-use ringwire_proto::packet::{Opener, PacketError, ReplayError, Sealer, WINDOW, WindowReplay};
+use ringwire_proto::noise::sealed::{Opener, ReplayError, SealedError, Sealer, WINDOW, WindowReplay};
 
 /// Plays the steps, honest and forged packets mixed.
 pub fn run(data: &[u8]) {
@@ -28,10 +28,10 @@ pub fn run(data: &[u8]) {
             packet[9] ^= 1;
         }
         let expected = match number {
-            0 => Err(PacketError::Replay(ReplayError::Zero)),
-            n if greatest.saturating_sub(n) >= WINDOW => Err(PacketError::Replay(ReplayError::TooOld)),
-            n if seen.contains(&n) => Err(PacketError::Replay(ReplayError::Repeated)),
-            _ if forged => Err(PacketError::BadTag(ringwire_proto::aead::BadTag)),
+            0 => Err(SealedError::Replay(ReplayError::Zero)),
+            n if greatest.saturating_sub(n) >= WINDOW => Err(SealedError::Replay(ReplayError::TooOld)),
+            n if seen.contains(&n) => Err(SealedError::Replay(ReplayError::Repeated)),
+            _ if forged => Err(SealedError::BadTag(ringwire_proto::aead::BadTag)),
             _ => Ok(()),
         };
         let opened = opener.open(&mut packet).map(|plaintext| assert_eq!(plaintext, b"payload"));

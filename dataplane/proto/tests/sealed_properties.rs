@@ -10,8 +10,8 @@ use ringwire_proto::frame::{
     push_prefix,
 };
 use ringwire_proto::noise::DirectionKey;
-use ringwire_proto::packet::{
-    Opener, OrderedReplay, PACKET_OVERHEAD, PacketError, Replay, ReplayError, Sealer, WINDOW, WindowReplay,
+use ringwire_proto::noise::sealed::{
+    Opener, OrderedReplay, Replay, ReplayError, SEALED_OVERHEAD, SealedError, Sealer, WINDOW, WindowReplay,
 };
 
 fn key() -> DirectionKey {
@@ -30,25 +30,25 @@ fn quirk_the_first_number_is_one() {
     let mut packet = Vec::new();
     sealer.seal(b"x", &mut packet);
     assert_eq!(packet[..8], [0, 0, 0, 0, 0, 0, 0, 1]);
-    assert_eq!((packet.len(), sealer.counter()), (1 + PACKET_OVERHEAD, 1));
+    assert_eq!((packet.len(), sealer.counter()), (1 + SEALED_OVERHEAD, 1));
 }
 
 #[test]
 fn refused_packets_leave_no_trace() {
     let mut opener = Opener::<RustCryptoAead, WindowReplay>::new(&key());
-    for len in 0..PACKET_OVERHEAD {
-        assert_eq!(opener.open(&mut vec![0; len]), Err(PacketError::TooShort { found: len }));
+    for len in 0..SEALED_OVERHEAD {
+        assert_eq!(opener.open(&mut vec![0; len]), Err(SealedError::TooShort { found: len }));
     }
     // A forged packet far ahead would make every honest one too old, if its number counted.
     let mut forged = sealed(u64::MAX, b"forged");
     forged[10] ^= 1;
-    assert_eq!(opener.open(&mut forged), Err(PacketError::BadTag(BadTag)));
+    assert_eq!(opener.open(&mut forged), Err(SealedError::BadTag(BadTag)));
     assert_eq!(opener.open(&mut sealed(1, b"honest")).unwrap(), b"honest");
     let mut damaged = sealed(2, b"honest");
     damaged[29] ^= 1;
-    assert_eq!(opener.open(&mut damaged), Err(PacketError::BadTag(BadTag)));
+    assert_eq!(opener.open(&mut damaged), Err(SealedError::BadTag(BadTag)));
     assert_eq!(opener.open(&mut sealed(2, b"honest")).unwrap(), b"honest");
-    assert_eq!(opener.open(&mut sealed(2, b"honest")), Err(PacketError::Replay(ReplayError::Repeated)));
+    assert_eq!(opener.open(&mut sealed(2, b"honest")), Err(SealedError::Replay(ReplayError::Repeated)));
 }
 
 #[test]
@@ -63,7 +63,7 @@ fn ordered_numbers_grow_and_may_skip() {
         (u64::MAX, Err(ReplayError::Repeated)),
     ] {
         let opened = opener.open(&mut sealed(number, b"")).map(|plaintext| assert!(plaintext.is_empty()));
-        assert_eq!(opened, expected.map_err(PacketError::Replay), "{number}");
+        assert_eq!(opened, expected.map_err(SealedError::Replay), "{number}");
     }
     assert_eq!(OrderedReplay::default().check(0), Err(ReplayError::Zero));
     assert_eq!(opener.replay(), &OrderedReplay::after(u64::MAX));
@@ -72,10 +72,10 @@ fn ordered_numbers_grow_and_may_skip() {
 #[test]
 fn in_place_sealing_needs_its_free_bytes() {
     let mut sealer = Sealer::<RustCryptoAead>::new(&key());
-    let short = sealer.seal_in_place(&mut [0; PACKET_OVERHEAD - 1]);
-    assert_eq!(short, Err(PacketError::TooShort { found: PACKET_OVERHEAD - 1 }));
+    let short = sealer.seal_in_place(&mut [0; SEALED_OVERHEAD - 1]);
+    assert_eq!(short, Err(SealedError::TooShort { found: SEALED_OVERHEAD - 1 }));
     assert_eq!(sealer.counter(), 0);
-    sealer.seal_in_place(&mut [0; PACKET_OVERHEAD]).unwrap();
+    sealer.seal_in_place(&mut [0; SEALED_OVERHEAD]).unwrap();
     assert_eq!(sealer.counter(), 1);
 }
 
@@ -119,7 +119,7 @@ proptest! {
     #[test]
     fn packets_round_trip(number in 1_u64.., plaintext in vec(any::<u8>(), 0..5000)) {
         let mut packet = sealed(number, &plaintext);
-        prop_assert_eq!(packet.len(), plaintext.len() + PACKET_OVERHEAD);
+        prop_assert_eq!(packet.len(), plaintext.len() + SEALED_OVERHEAD);
 
         let mut in_place = vec![0; packet.len()];
         in_place[8..8 + plaintext.len()].copy_from_slice(&plaintext);
