@@ -790,3 +790,53 @@ fn who_says_nothing_is_given_up_and_who_reads_enough_is_no_failure() {
     assert!(text(&output.stderr).contains("--max-time"), "{output:?}");
     server.stop();
 }
+
+#[test]
+fn a_discovery_that_does_not_answer_is_named_while_it_is_waited_for() {
+    let place = Place::new();
+    let (key, _) = place.key("a.key");
+    let peer = format!("{}:9", place.server.public_key());
+    let url = format!("dmsg://{}/", place.server.public_key());
+    let directory = place.path("public");
+    std::fs::create_dir_all(&directory).unwrap();
+    let directory = directory.to_str().unwrap();
+    // One that refuses, one that takes the question and says nothing, and one of a name that nobody has.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let discoveries = [
+        format!("http://{gone}"),
+        format!("http://{}", mute.local_addr().unwrap()),
+        "http://nobody.invalid".to_owned(),
+    ];
+    let commands: [&[&str]; 5] = [
+        &["dmsg", "ping", &peer],
+        &["dmsg", "curl", &url],
+        &["dmsg", "listen", "9"],
+        &["dmsg", "dial", &peer],
+        &["dmsg", "serve", "--dir", directory],
+    ];
+    let further = ["--connect-limit", "3", "--key-file", &key];
+    let mut running = Vec::new();
+    for discovery in &discoveries {
+        for words in commands {
+            let mut command = place.command(&[words, &further, &["--discovery", discovery]].concat());
+            running.push((discovery, words, command.spawn().unwrap()));
+        }
+    }
+    for (discovery, words, child) in running {
+        let output = child.wait_with_output().unwrap();
+        let lines: Vec<_> = text(&output.stderr).lines().filter(|line| line.contains("discovery")).collect();
+        assert_eq!(output.status.code(), Some(1), "{words:?} {output:?}");
+        let [while_waiting, at_the_end] = lines[..] else { panic!("{words:?} {lines:?}") };
+        assert!(
+            while_waiting.contains("does not answer") && while_waiting.contains("3 s in all"),
+            "{while_waiting}"
+        );
+        assert!(while_waiting.contains(discovery.as_str()), "{while_waiting}");
+        assert!(at_the_end.contains("not connected within 3s") && at_the_end.contains("--server"), "{at_the_end}");
+    }
+    let command = &["dmsg", "listen", "9", "--json", "--connect-limit", "3", "--discovery", &discoveries[0]];
+    let output = place.command(command).output().unwrap();
+    let first: Value = serde_json::from_str(text(&output.stderr).lines().next().unwrap()).unwrap();
+    assert_eq!((&first["event"], &first["for"]), (&json!("waiting"), &json!("discovery")), "{first}");
+}

@@ -54,8 +54,8 @@ mod stream;
 
 pub use address::{ServerAddress, ServerAddressError};
 pub use client::{
-    Answer, Backoff, Cause, Client, ClientConfig, Directory, DirectoryError, KnownServers, NotReady,
-    PostTimes, ReachError, SessionError, SessionInfo, StartError,
+    Answer, Awaited, Backoff, Cause, Client, ClientConfig, Directory, DirectoryError, KnownServers, NotReady,
+    Obstacle, PostTimes, ReachError, SessionError, SessionInfo, StartError,
 };
 pub use error::{ConnectError, DialError, Disconnected, ListenError, PeerFault, PingError, StreamError};
 pub use listener::Listener;

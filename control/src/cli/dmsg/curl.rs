@@ -163,7 +163,7 @@ struct Report<'a> {
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let limit = arguments.max_time.map_or(FOREVER, |seconds| Duration::from_secs(seconds.into()));
     let mut broken = Broken::default();
-    let client = arguments.network.connect(1).await?;
+    let client = arguments.network.connect(1, arguments.json).await?;
     let result = timeout(limit, perform(&client, &arguments, &mut broken)).await;
     client.close().await;
     let result = result.unwrap_or_else(|_| {

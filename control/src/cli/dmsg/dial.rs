@@ -73,7 +73,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Some(address) => Some(bind(address).await?),
         None => None,
     };
-    let client = arguments.network.connect(1).await?;
+    let client = arguments.network.connect(1, arguments.json).await?;
     let result = match listener {
         Some(listener) => {
             let reporter = Reporter { json: arguments.json, place: Place::Output };

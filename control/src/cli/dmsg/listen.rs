@@ -81,7 +81,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let place = if arguments.forward.is_some() { Place::Output } else { Place::Errors };
     let reporter = Reporter { json: arguments.json, place };
     let mut signals = Signals::new()?;
-    let client = arguments.network.connect(SESSIONS).await?;
+    let client = arguments.network.connect(SESSIONS, arguments.json).await?;
     let listener = client.listen(arguments.port)?;
     let ready = Ready { event: "ready", public_key: client.public_key().to_string(), port: arguments.port };
     let text = format!("listening on {}:{}", ready.public_key, ready.port);

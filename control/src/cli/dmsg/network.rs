@@ -1,6 +1,7 @@
 //! What every dmsg command needs: who it is, and over which servers it talks.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,17 @@ use anyhow::anyhow;
 use clap::Args;
 use ringwire_dataplane::entropy::OsEntropy;
 use ringwire_proto::identity::{Address, PublicKey, SecretKey};
+use serde::Serialize;
+use tokio::time::timeout;
 
+use super::events::{Place, Reporter};
 use crate::cli::HybridChoice;
 use crate::discovery::DiscoveryClient;
-use crate::dmsg::{Client, ClientConfig, Directory, KnownServers, ServerAddress};
+use crate::dmsg::{Awaited, Client, ClientConfig, Directory, KnownServers, Obstacle, ServerAddress};
 use crate::state::{STATE_VARIABLE, State, key_file};
+
+/// When it is said what a connection waits for: before anybody wonders, and after a usual one is there.
+const SILENT_AT_MOST: Duration = Duration::from_millis(1500);
 
 #[derive(Debug, Args)]
 pub(super) struct Network {
@@ -37,18 +44,39 @@ pub(super) struct Network {
     hybrid: HybridChoice,
 }
 
+#[derive(Serialize)]
+struct Waiting<'a> {
+    event: &'static str,
+    /// `discovery` or `server`.
+    r#for: &'static str,
+    discovery: Option<&'a str>,
+    trouble: Option<&'a str>,
+    limit_s: u64,
+}
+
 impl Network {
-    /// A client that is connected to `sessions` servers, or will be: one is there.
-    pub(super) async fn connect(&self, sessions: usize) -> anyhow::Result<Client> {
-        let client = self.start(sessions)?;
-        if let Err(error) = client.ready(Duration::from_secs(self.connect_limit.into())).await {
-            client.close().await;
-            return Err(error.into());
-        }
-        Ok(client)
+    /// A client that is connected to `sessions` servers, or will be: one is there. On the way it is said, as JSON or as
+    /// text, what is waited for when that takes long.
+    pub(super) async fn connect(&self, sessions: usize, json: bool) -> anyhow::Result<Client> {
+        let (directory, discovery) = self.directory()?;
+        let client = self.start(sessions, directory)?;
+        let limit = Duration::from_secs(self.connect_limit.into());
+        let told = || {
+            if let Some(obstacle) = client.obstacle() {
+                tell(&obstacle, discovery.as_deref(), limit, json);
+            }
+        };
+        let Err(error) = after(SILENT_AT_MOST, told, client.ready(limit)).await else { return Ok(client) };
+        let obstacle = client.obstacle();
+        client.close().await;
+        let at_discovery = obstacle.is_some_and(|obstacle| obstacle.awaited == Awaited::Discovery);
+        Err(match discovery.filter(|_| at_discovery) {
+            Some(url) => anyhow!("{error}; {}", discovery_cure(&url)),
+            None => error.into(),
+        })
     }
 
-    fn start(&self, sessions: usize) -> anyhow::Result<Client> {
+    fn start(&self, sessions: usize, directory: Arc<dyn Directory>) -> anyhow::Result<Client> {
         let key = match &self.key_file {
             Some(path) => key_file::read(path)?,
             None => SecretKey::generate(&mut OsEntropy),
@@ -56,27 +84,68 @@ impl Network {
         let config = ClientConfig {
             sessions_min: sessions,
             hybrid: self.hybrid.into(),
-            ..ClientConfig::new(key, self.directory()?)
+            ..ClientConfig::new(key, directory)
         };
         Ok(Client::start(config)?)
     }
 
-    fn directory(&self) -> anyhow::Result<Arc<dyn Directory>> {
+    /// Where entries come from, and its URL when that is a discovery.
+    fn directory(&self) -> anyhow::Result<(Arc<dyn Directory>, Option<String>)> {
+        let discovery = |url: &str| {
+            let client = DiscoveryClient::new(url)?;
+            let url = client.url().to_owned();
+            anyhow::Ok((Arc::new(client) as Arc<dyn Directory>, Some(url)))
+        };
         if let Some(url) = &self.discovery {
-            return Ok(Arc::new(DiscoveryClient::new(url)?));
+            return discovery(url);
         }
         if !self.server.is_empty() {
-            return Ok(Arc::new(KnownServers::new(self.server.clone())));
+            return Ok((Arc::new(KnownServers::new(self.server.clone())), None));
         }
         let note = State::locate(self.state.clone())?.read_note()?;
         if let Some(url) = &note.discovery {
-            return Ok(Arc::new(DiscoveryClient::new(url)?));
+            return discovery(url);
         }
         let key =
             note.key().map_err(|error| anyhow!("the public key in server.json is not valid: {error}"))?;
         let server = ServerAddress { key, address: note.address.to_string() };
-        Ok(Arc::new(KnownServers::new(vec![server])))
+        Ok((Arc::new(KnownServers::new(vec![server])), None))
     }
+}
+
+/// Does `work`, and `aside` once when it takes longer than that.
+async fn after<T>(time: Duration, aside: impl FnOnce(), work: impl Future<Output = T>) -> T {
+    let mut work = pin!(work);
+    match timeout(time, work.as_mut()).await {
+        Ok(done) => done,
+        Err(_) => {
+            aside();
+            work.await
+        }
+    }
+}
+
+/// Says on the error output, which carries nothing else that is waited for, why nothing happens yet.
+fn tell(obstacle: &Obstacle, discovery: Option<&str>, limit: Duration, json: bool) {
+    let trouble = obstacle.trouble.as_deref();
+    let seconds = limit.as_secs();
+    let because = trouble.map(|text| format!(" ({text})")).unwrap_or_default();
+    let patience = format!("trying for {seconds} s in all (--connect-limit)");
+    let (awaited, text) = match (obstacle.awaited, discovery) {
+        (Awaited::Discovery, Some(url)) => {
+            let cure = discovery_cure(url);
+            ("discovery", format!("the discovery {url} does not answer{because}; {patience}; {cure}"))
+        }
+        _ => ("server", format!("no server answers yet{because}; {patience}")),
+    };
+    let event = Waiting { event: "waiting", r#for: awaited, discovery, trouble, limit_s: seconds };
+    Reporter { json, place: Place::Errors }.tell(&event, &format!("ringwire: {text}"));
+}
+
+fn discovery_cure(url: &str) -> String {
+    format!(
+        "is that its URL, and does it run? ringwire doctor --discovery {url} looks closer, --server PK@HOST:PORT needs none"
+    )
 }
 
 /// A key, and a port if one was typed: `PK` or `PK:PORT`.

@@ -76,7 +76,7 @@ enum Pinged {
 
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let reporter = Reporter { json: arguments.json, place: Place::Output };
-    let client = arguments.network.connect(1).await?;
+    let client = arguments.network.connect(1, arguments.json).await?;
     let pinged = choose(&client, arguments.target).await?;
     let mut times = Vec::new();
     for sequence in 1..=arguments.count {

@@ -103,7 +103,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     };
     let reporter = Reporter { json: arguments.json, place: Place::Output };
     let mut signals = Signals::new()?;
-    let client = arguments.network.connect(SESSIONS).await?;
+    let client = arguments.network.connect(SESSIONS, arguments.json).await?;
     let listener = client.listen(arguments.port)?;
     let mut server = HttpServer::new(router, LIMITS);
     server.listen(listener);

@@ -49,12 +49,50 @@ pub(super) struct Status {
     pub(super) proven: usize,
     /// The entry is posted, or need not be.
     pub(super) announced: bool,
-    /// What went wrong last.
-    pub(super) trouble: Option<String>,
+    /// The directory answered the last question it was asked.
+    pub(super) directory_answers: bool,
+    /// What went wrong last, and with whom.
+    pub(super) trouble: Option<(Awaited, String)>,
     /// Somebody wants it closed: in order, or at once.
     pub(super) stop: Option<Stop>,
     /// It is closed.
     pub(super) stopped: bool,
+}
+
+/// Whom a client that is not ready waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaited {
+    /// The discovery: for its list of servers, or to take the entry.
+    Discovery,
+    /// A server.
+    Server,
+}
+
+/// What keeps a client from being ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Obstacle {
+    /// Whose answer is missing.
+    pub awaited: Awaited,
+    /// What went wrong last there; `None` while nothing has come at all.
+    pub trouble: Option<String>,
+}
+
+impl Status {
+    /// Others can reach this client.
+    pub(super) fn is_ready(&self) -> bool {
+        self.proven > 0 && self.announced
+    }
+
+    pub(super) fn obstacle(&self) -> Option<Obstacle> {
+        if self.is_ready() {
+            return None;
+        }
+        // With a session in place only the entry is missing.
+        let awaited =
+            if self.proven > 0 || !self.directory_answers { Awaited::Discovery } else { Awaited::Server };
+        let trouble = self.trouble.as_ref().filter(|(with, _)| *with == awaited);
+        Some(Obstacle { awaited, trouble: trouble.map(|(_, text)| text.clone()) })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -214,7 +252,8 @@ impl Inner {
         }
         drop(candidates);
         tracing::debug!(server = %id.0, ?pause, "pause before the next session");
-        self.status.send_modify(|status| status.trouble = Some(format!("server {}: {reason}", id.0)));
+        let text = format!("server {}: {reason}", id.0);
+        self.status.send_modify(|status| status.trouble = Some((Awaited::Server, text)));
         self.changed.notify_one();
     }
 

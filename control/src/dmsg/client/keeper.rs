@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::directory::DirectoryError;
 use super::error::SessionError;
-use super::inner::{Inner, Status, Stop, random};
+use super::inner::{Awaited, Inner, Status, Stop, random};
 use super::registration::{Registration, post};
 use super::table::SessionId;
 use crate::dmsg::address::ServerAddress;
@@ -226,15 +226,17 @@ impl Keeper {
                 self.connecting.remove(&key);
                 if let Err(error) = result {
                     tracing::debug!(server = %key, %error, "no dmsg session");
-                    self.trouble(error.to_string());
+                    self.trouble(Awaited::Server, error.to_string());
                 }
             }
             Done::Listed(Ok(servers)) => {
                 self.listing = false;
                 self.list_failures = 0;
                 self.list_at = now + config.redial.longest;
+                self.directory_answered(true);
                 if servers.is_empty() {
-                    self.trouble("the discovery lists no server with free sessions".to_owned());
+                    let text = "the discovery lists no server with free sessions".to_owned();
+                    self.trouble(Awaited::Server, text);
                 }
                 self.inner.candidates().set(servers, random);
             }
@@ -243,13 +245,15 @@ impl Keeper {
                 self.list_failures = self.list_failures.saturating_add(1);
                 self.list_at = now + config.redial.pause(self.list_failures, random());
                 // The servers known so far stay candidates.
-                self.trouble(format!("servers could not be listed: {error}"));
+                self.directory_answered(false);
+                self.trouble(Awaited::Discovery, format!("servers could not be listed: {error}"));
             }
             Done::Posted(result) => {
                 self.registration.finish(result.as_ref().copied(), now, random());
+                self.directory_answered(result.is_ok());
                 if let Err(error) = result {
                     tracing::warn!(%error, "the client's entry could not be posted; it is tried again");
-                    self.trouble(format!("the entry could not be posted: {error}"));
+                    self.trouble(Awaited::Discovery, format!("the entry could not be posted: {error}"));
                 }
             }
             Done::Pinged(id, result) => {
@@ -271,9 +275,16 @@ impl Keeper {
         }
     }
 
-    fn trouble(&self, text: String) {
+    fn trouble(&self, with: Awaited, text: String) {
         self.inner.status.send_if_modified(|status| {
-            status.trouble = Some(text);
+            status.trouble = Some((with, text));
+            false
+        });
+    }
+
+    fn directory_answered(&self, answers: bool) {
+        self.inner.status.send_if_modified(|status| {
+            status.directory_answers = answers;
             false
         });
     }

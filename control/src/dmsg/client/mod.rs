@@ -34,6 +34,7 @@ use tokio::time::{Instant, timeout};
 pub use backoff::Backoff;
 pub use directory::{Answer, Directory, DirectoryError, KnownServers};
 pub use error::{Cause, NotReady, ReachError, SessionError, StartError};
+pub use inner::{Awaited, Obstacle};
 pub use registration::PostTimes;
 
 use self::inner::{Inner, Status, Stop};
@@ -182,18 +183,23 @@ impl Client {
     /// See [`NotReady`]; what stands in the way is in its text.
     pub async fn ready(&self, limit: Duration) -> Result<(), NotReady> {
         let mut status = self.inner().status.subscribe();
-        let settled = |status: &Status| status.stop.is_some() || (status.proven > 0 && status.announced);
+        let settled = |status: &Status| status.stop.is_some() || status.is_ready();
         let waited = timeout(limit, status.wait_for(settled)).await;
         let is_ready = waited.map(|status| status.is_ok_and(|status| status.stop.is_none()));
         match is_ready {
             Ok(true) => Ok(()),
             Ok(false) => Err(NotReady::Closed),
             Err(_) => {
-                let trouble = status.borrow().trouble.clone();
+                let trouble = status.borrow().trouble.clone().map(|(_, text)| text);
                 let trouble = trouble.unwrap_or_else(|| "no server and no discovery answered yet".to_owned());
                 Err(NotReady::TimedOut { limit, trouble })
             }
         }
+    }
+
+    /// What keeps this client from being [`ready`](Self::ready), as far as it is known by now; `None` when nothing does.
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        self.inner().status.borrow().obstacle()
     }
 
     /// Opens a stream to a port of another client, over whichever server reaches it (dmsg-wire 15). Dropping the
