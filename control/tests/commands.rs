@@ -833,7 +833,10 @@ fn a_discovery_that_does_not_answer_is_named_while_it_is_waited_for() {
             "{while_waiting}"
         );
         assert!(while_waiting.contains(discovery.as_str()), "{while_waiting}");
-        assert!(at_the_end.contains("not connected within 3s") && at_the_end.contains("--server"), "{at_the_end}");
+        assert!(
+            at_the_end.contains("not connected within 3s") && at_the_end.contains("--server"),
+            "{at_the_end}"
+        );
     }
     let command = &["dmsg", "listen", "9", "--json", "--connect-limit", "3", "--discovery", &discoveries[0]];
     let output = place.command(command).output().unwrap();

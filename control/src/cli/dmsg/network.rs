@@ -58,8 +58,17 @@ impl Network {
     /// A client that is connected to `sessions` servers, or will be: one is there. On the way it is said, as JSON or as
     /// text, what is waited for when that takes long.
     pub(super) async fn connect(&self, sessions: usize, json: bool) -> anyhow::Result<Client> {
+        let key = match &self.key_file {
+            Some(path) => key_file::read(path)?,
+            None => SecretKey::generate(&mut OsEntropy),
+        };
         let (directory, discovery) = self.directory()?;
-        let client = self.start(sessions, directory)?;
+        let config = ClientConfig {
+            sessions_min: sessions,
+            hybrid: self.hybrid.into(),
+            ..ClientConfig::new(key, directory)
+        };
+        let client = Client::start(config)?;
         let limit = Duration::from_secs(self.connect_limit.into());
         let told = || {
             if let Some(obstacle) = client.obstacle() {
@@ -74,19 +83,6 @@ impl Network {
             Some(url) => anyhow!("{error}; {}", discovery_cure(&url)),
             None => error.into(),
         })
-    }
-
-    fn start(&self, sessions: usize, directory: Arc<dyn Directory>) -> anyhow::Result<Client> {
-        let key = match &self.key_file {
-            Some(path) => key_file::read(path)?,
-            None => SecretKey::generate(&mut OsEntropy),
-        };
-        let config = ClientConfig {
-            sessions_min: sessions,
-            hybrid: self.hybrid.into(),
-            ..ClientConfig::new(key, directory)
-        };
-        Ok(Client::start(config)?)
     }
 
     /// Where entries come from, and its URL when that is a discovery.

@@ -1,7 +1,13 @@
 //! `ringwire dmsg serve`: a directory, or a local web server, over dmsg.
 
+mod access;
+mod files;
+mod listing;
+mod version;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
@@ -10,6 +16,7 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{CONNECTION, HOST, HeaderName, TRANSFER_ENCODING, UPGRADE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::any;
 use clap::Args;
@@ -17,8 +24,9 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
-use tower_http::services::ServeDir;
 
+use self::access::AccessLog;
+use self::files::Files;
 use super::events::{Place, Reporter, end_asked};
 use super::listen::SESSIONS;
 use super::network::Network;
@@ -39,7 +47,8 @@ const LIMITS: Limits = Limits {
     request: Duration::from_secs(60),
     // Who reads a stream pauses it as he likes.
     unread: Duration::from_secs(600),
-    connection: Duration::from_secs(3600),
+    // As long as a large file takes over a slow link; one that is cut off can be continued.
+    connection: Duration::from_secs(24 * 3600),
     stop: Duration::from_secs(3),
 };
 
@@ -52,20 +61,30 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
   ringwire dmsg serve --to 127.0.0.1:8080 --port 80         a web server of this machine
   ringwire dmsg curl dmsg://PUBLICKEY/                      from elsewhere
 
-Files behind symbolic links are served too. The key of whoever asks reaches the web server in X-Forwarded-For; it is
-authenticated.")]
+A directory without index.html is shown as a list of its files. Names with a dot in front are neither served nor listed, unless
+--hidden says so; a symbolic link is followed where it leads to something in the directory; devices and FIFOs are not there.
+Downloads can be continued (Range, ETag, Last-Modified).
+
+Each request is a line on the error output when its answer is over: time, who (an authenticated key), method, path, status, bytes;
+with --json an object. The key of whoever asks reaches the web server in X-Forwarded-For.")]
 #[group(skip)]
 pub(in crate::cli) struct Arguments {
-    /// Directory to serve; index.html stands for a directory
+    /// Directory to serve; index.html stands for a directory that has it
     #[arg(long, value_name = "DIR", required_unless_present = "to", conflicts_with = "to")]
     dir: Option<PathBuf>,
+    /// Serve and list names with a dot in front too
+    #[arg(long, conflicts_with = "to")]
+    hidden: bool,
     /// Web server to pass requests to
     #[arg(long, value_name = "HOST:PORT")]
     to: Option<String>,
     /// Port to listen on
     #[arg(long, short = 'p', value_name = "PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
     port: u16,
-    /// Events as JSON
+    /// No line for each request
+    #[arg(long, short = 'q')]
+    quiet: bool,
+    /// Events and requests as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -83,15 +102,11 @@ struct Ready {
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let router = match (&arguments.dir, arguments.to) {
         (Some(directory), _) => {
-            // Told now, and not at the first request.
-            std::fs::read_dir(directory).map_err(|error| {
-                anyhow!(
-                    "cannot read {}: {error}; name a directory that this user may read",
-                    directory.display()
-                )
-            })?;
-            let files = ServeDir::new(directory);
-            Router::new().route_service("/", files.clone()).route_service("/{*path}", files)
+            let files = Arc::new(Files::open(directory, arguments.hidden)?);
+            Router::new()
+                .route("/", any(files::answer))
+                .route("/{*path}", any(files::answer))
+                .with_state(files)
         }
         (None, Some(to)) => {
             // Told now, and not at the first request.
@@ -100,6 +115,11 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             Router::new().route("/", any(pass_on)).route("/{*path}", any(pass_on)).with_state(to)
         }
         (None, None) => bail!("name a directory with --dir, or a web server with --to"),
+    };
+    let log = (!arguments.quiet).then(|| AccessLog::start(arguments.json));
+    let (router, log) = match log {
+        Some((log, writer)) => (router.layer(from_fn_with_state(log, access::note)), Some(writer)),
+        None => (router, None),
     };
     let reporter = Reporter { json: arguments.json, place: Place::Output };
     let mut signals = Signals::new()?;
@@ -117,6 +137,9 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     end_asked(&mut signals).await;
     server.stop().await;
     client.close().await;
+    if let Some(lines) = log.map(|log| log.dropped_lines()).filter(|lines| *lines > 0) {
+        tracing::warn!(lines, "lines of the access log were dropped: nobody took them in time");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
