@@ -416,6 +416,7 @@ async fn a_drain_is_shown_with_its_own_age_and_its_end() {
     let shown = ringwire(state).arg("status").output().unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("draining for ") && shown.contains(" at the latest, up "), "{shown}");
+    assert!(shown.contains("listening    no more"), "{shown}");
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub struct DataPlaneStatus {
     pub state: String,
     /// The key it serves.
     pub public_key: Option<String>,
-    /// What it listens on.
+    /// What it listens on, or did before it drained.
     pub addresses: Vec<String>,
     /// What moves its bytes.
     pub driver: String,
@@ -198,8 +198,8 @@ pub struct ClosedSession {
     pub public_key: String,
     /// Where it connected from.
     pub address: String,
-    /// Why it ended: `peer_closed`, `connection_failed`, `displaced`, `violation`, `dead`, `ordered` or `stopping`;
-    /// `unobserved` if no control plane was listening.
+    /// Why it ended: `peer_closed`, `connection_failed`, `displaced`, `violation`, `dead`, `ordered`, `stopping` or
+    /// `address_share`; `unobserved` if no control plane was listening.
     pub reason: String,
     /// With `connection_failed`: the system's error number.
     pub errno: Option<i32>,
@@ -283,7 +283,7 @@ pub struct Limit {
     pub used: Option<u64>,
     /// Its value.
     pub value: u64,
-    /// `bytes`, `connections`, `streams`, `s`, `ms` or `percent`.
+    /// What it counts: `bytes`, `s`, `connections`, `streams` and the like.
     pub unit: String,
     /// What happens when it is reached.
     pub when_reached: String,

@@ -36,9 +36,11 @@ pub(super) struct Generate {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  ringwire keys show                 of the server on this machine
+  ringwire keys show                     the one in the state directory
   ringwire keys show my.key
-  ringwire keys show my.key --secret     the secret key too: whoever has it is you")]
+  ringwire keys show my.key --secret     the secret key too: whoever has it is you
+
+A server whose configuration carries a key, as a Go server's does, has that one: ringwire status shows it.")]
 pub(super) struct Show {
     /// Key file [default: the one in the state directory]
     #[arg(value_name = "FILE")]

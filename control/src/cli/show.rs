@@ -210,7 +210,11 @@ fn dataplane_text(dataplane: &DataPlaneStatus, alone: bool) -> String {
         dataplane.workers
     );
     let mut line = |name: &str, value: &str| text.push_str(&format!("  {name:<11}  {value}\n"));
-    line("listening", &dataplane.addresses.join(", "));
+    let addresses = dataplane.addresses.join(", ");
+    match dataplane.state.as_str() {
+        "draining" => line("listening", &format!("no more; it did on {addresses}")),
+        _ => line("listening", &addresses),
+    }
     line("public key", dataplane.public_key.as_deref().unwrap_or("none yet"));
     if let Some(fault) = &dataplane.fault {
         line("FAULT", &format!("{fault}: see its log, then `ringwire stop`"));

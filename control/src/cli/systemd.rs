@@ -88,17 +88,34 @@ impl Systemd {
 }
 
 fn text(status: &PlaneStatus) -> String {
-    if status.attached {
+    if let Some(reason) = status.unready() {
+        reason
+    } else {
         let addresses: Vec<_> = status.addresses.iter().map(ToString::to_string).collect();
         format!("attached to data plane {}, listening on {}", status.pid, addresses.join(", "))
-    } else {
-        let reason = status.last_loss.as_deref().unwrap_or("unknown reason");
-        format!("no data plane: {reason}; bringing it back")
     }
 }
 
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_listens_no_more_is_not_said_to() {
+        let status = PlaneStatus {
+            attached: true,
+            pid: 7,
+            addresses: vec!["127.0.0.1:8081".parse().unwrap()],
+            ..PlaneStatus::default()
+        };
+        assert_eq!(text(&status), "attached to data plane 7, listening on 127.0.0.1:8081");
+        let draining = text(&PlaneStatus { draining: true, ..status });
+        assert!(draining.contains("draining") && !draining.contains("listening"), "{draining}");
     }
 }

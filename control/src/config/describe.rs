@@ -3,7 +3,7 @@
 /// One setting.
 #[derive(Debug, Clone, Copy, serde::Serialize)]
 pub struct SettingHelp {
-    /// Its name in a file; on the command line with `-` for `_`.
+    /// Its name in a file; `-` does for `_`, there as on the command line.
     pub name: &'static str,
     /// What it may be.
     pub values: &'static str,

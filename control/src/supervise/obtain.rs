@@ -105,8 +105,9 @@ pub enum ObtainError {
     },
     /// It serves another key.
     #[error(
-        "the data plane (process {pid}) serves the key {theirs}, and the state directory holds {ours}. It goes on \
-         undisturbed. Put its key back, or stop it with: ringwire stop, and start anew with: ringwire run"
+        "the data plane (process {pid}) serves the key {theirs}, and this control plane is to be the server {ours}, by the \
+         key of its configuration or else of its state directory. It goes on undisturbed. Put its key back, or stop it \
+         with: ringwire stop, and start anew with: ringwire run"
     )]
     OtherKey {
         /// Its process.
