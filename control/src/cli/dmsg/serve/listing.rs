@@ -5,7 +5,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt as _;
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
@@ -81,7 +81,8 @@ fn shown(name: &OsStr) -> String {
 
 /// To the minute, UTC.
 fn day_and_time(time: SystemTime) -> Option<String> {
-    // The library knows the times from 1970 to 9999.
+    // The library has no words for times after 9999, and panics at those before 1970.
+    time.duration_since(UNIX_EPOCH).ok()?;
     let mut text = String::new();
     std::fmt::Write::write_fmt(&mut text, format_args!("{}", humantime::format_rfc3339_seconds(time)))
         .ok()?;
@@ -90,7 +91,7 @@ fn day_and_time(time: SystemTime) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::Duration;
 
     use super::*;
 
