@@ -8,6 +8,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -24,6 +25,21 @@ pub(super) struct Carried {
     pub(super) received: u64,
 }
 
+/// Whoever read the local output reads no more, as `head` does when it has enough.
+#[derive(Debug, Error)]
+#[error("nobody reads what was received any more")]
+struct ReaderGone;
+
+/// Whether carrying ended with that.
+pub(super) fn is_reader_gone(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<ReaderGone>())
+}
+
+/// What a failure of the local output is.
+fn output_error(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::BrokenPipe { io::Error::new(error.kind(), ReaderGone) } else { error }
+}
+
 /// Carries until the other side has ended, or until the local input has and nothing came for `linger`. What was carried is told also
 /// when it broke off.
 pub(super) async fn carry(
@@ -38,17 +54,20 @@ pub(super) async fn carry(
     let mut quiet = input_ended.subscribe();
     let mut send = pin!(async {
         let mut piece = vec![0; PIECE_BYTES];
-        loop {
-            let length = input.read(&mut piece).await?;
-            if length == 0 {
-                break;
+        let read = loop {
+            match input.read(&mut piece).await {
+                Ok(0) => break Ok(()),
+                Ok(length) => {
+                    to_peer.write_all(&piece[..length]).await?;
+                    sent.fetch_add(length as u64, Ordering::Relaxed);
+                }
+                // No more of it comes either: the other side is not waited for any longer than at its end.
+                Err(error) => break Err(error),
             }
-            to_peer.write_all(&piece[..length]).await?;
-            sent.fetch_add(length as u64, Ordering::Relaxed);
-        }
+        };
         to_peer.flush().await?;
         input_ended.send_replace(true);
-        Ok::<_, io::Error>(())
+        read
     });
     let mut receive = pin!(async {
         let mut piece = vec![0; PIECE_BYTES];
@@ -60,11 +79,11 @@ pub(super) async fn carry(
             if length == 0 {
                 break;
             }
-            output.write_all(&piece[..length]).await?;
-            output.flush().await?;
+            output.write_all(&piece[..length]).await.map_err(output_error)?;
+            output.flush().await.map_err(output_error)?;
             received.fetch_add(length as u64, Ordering::Relaxed);
         }
-        output.shutdown().await
+        output.shutdown().await.map_err(output_error)
     });
     let end = tokio::select! {
         biased;
@@ -85,7 +104,10 @@ async fn silence(input_ended: &mut watch::Receiver<bool>, linger: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::duplex;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use tokio::io::{ReadBuf, duplex};
 
     use super::*;
 
@@ -121,6 +143,49 @@ mod tests {
         let (carried, end) = carrying.await.unwrap();
         end.unwrap();
         assert_eq!(carried, Carried { sent: 7, received: 0 });
+    }
+
+    #[tokio::test]
+    async fn an_input_that_fails_is_an_end_and_an_error() {
+        let (near, _far) = duplex(64);
+        let input = (&b"sent"[..]).chain(Failing);
+        let carrying = carry(near, input, tokio::io::sink(), Duration::from_millis(50));
+        let (carried, end) = tokio::time::timeout(Duration::from_secs(60), carrying).await.unwrap();
+        assert_eq!(carried, Carried { sent: 4, received: 0 });
+        assert!(!is_reader_gone(&end.unwrap_err()));
+    }
+
+    /// An input that cannot be read.
+    struct Failing;
+
+    impl AsyncRead for Failing {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _context: &mut Context<'_>,
+            _out: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::IsADirectory.into()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_of_the_output_that_goes_away_is_told_apart() {
+        let (near, mut far) = duplex(64);
+        far.write_all(b"received").await.unwrap();
+        let (output, reader) = duplex(64);
+        drop(reader);
+        let (_, end) = carry(near, tokio::io::empty(), output, LONG).await;
+        assert!(is_reader_gone(&end.unwrap_err()));
+        // A stream that breaks with the same kind of error is no such thing.
+        let (closed, peer) = duplex(64);
+        drop(peer);
+        let (silent, far) = duplex(64);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(far);
+        });
+        let (_, end) = carry(tokio::io::join(silent, closed), &b"sent"[..], tokio::io::sink(), LONG).await;
+        assert!(!is_reader_gone(&end.unwrap_err()));
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::carry::{Carried, carry};
+use super::carry::{Carried, carry, is_reader_gone};
 use super::events::{Place, Reporter, end_asked};
 use super::listen::FORWARDS_MAX;
 use super::network::{Network, address};
@@ -32,7 +32,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
   ssh -p 2222 localhost                                   then, from another terminal
 
 A dmsg server ends both directions of a stream when one ends. So the end of the input is passed on only when nothing more
-has come back for --linger seconds.")]
+has come back for --linger seconds.
+
+With standard input and output it exits with 0 only when the stream ended in order, or when whoever reads the output has read
+enough, such as head.")]
 pub(in crate::cli) struct Arguments {
     /// Whom to dial
     #[arg(value_name = "PK:PORT", value_parser = address)]
@@ -84,7 +87,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         None => {
             let carried = tokio::select! {
-                () = end_asked(&mut signals) => Ok(None),
+                () = end_asked(&mut signals) => Err(anyhow!("told to end before the stream had")),
                 carried = once(&client, arguments.destination, linger) => carried.map(Some),
             };
             carried.map(|carried| {
@@ -102,7 +105,7 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 async fn once(client: &Client, destination: Address, linger: Duration) -> anyhow::Result<Carried> {
     let stream = client.dial(destination).await?;
     let (carried, end) = carry(stream, tokio::io::stdin(), tokio::io::stdout(), linger).await;
-    end.map_err(|error| {
+    end.or_else(|error| if is_reader_gone(&error) { Ok(()) } else { Err(error) }).map_err(|error| {
         anyhow!(
             "the stream broke off after {} bytes received and {} sent: {error}; what is missing must be asked for again",
             carried.received,

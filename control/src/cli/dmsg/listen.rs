@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::carry::{Carried, carry};
+use super::carry::{Carried, carry, is_reader_gone};
 use super::events::{Place, Reporter, end_asked};
 use super::network::Network;
 use crate::cli::signals::Signals;
@@ -34,7 +34,8 @@ pub(super) const SESSIONS: usize = 2;
   ringwire dmsg listen 22 --forward 127.0.0.1:22         each stream becomes a TCP connection
 
 Others reach it with: ringwire dmsg dial PUBLICKEY:PORT. Without --key-file its key is another one each time.
-Events (ready, stream, end) go to standard output, or to the error output when standard output carries the streams.")]
+Events (ready, stream, end) go to standard output, or to the error output when standard output carries the streams. A reader of
+the standard output that has read enough, such as head, ends it, and is no failure.")]
 pub(in crate::cli) struct Arguments {
     /// Port to listen on
     #[arg(value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -87,7 +88,10 @@ pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let text = format!("listening on {}:{}", ready.public_key, ready.port);
     reporter.tell(&ready, &text);
     let result = tokio::select! {
-        () = end_asked(&mut signals) => Ok(()),
+        () = end_asked(&mut signals) => match arguments.once {
+            true => Err(anyhow!("told to end before a whole stream had come")),
+            false => Ok(()),
+        },
         served = serve(listener, &arguments, reporter) => served,
     };
     client.close().await;
@@ -114,8 +118,8 @@ async fn serve(mut listener: Listener, arguments: &Arguments, reporter: Reporter
             end
         };
         if arguments.once {
-            // Whoever wants one stream wants all of it.
-            return work.await.map_err(|error| {
+            // Whoever wants one stream wants all of it, unless he has had enough.
+            return work.await.map(drop).map_err(|error| {
                 anyhow!(
                     "the stream did not come to its end: {error}. What arrived is not all of it; have it sent again"
                 )
@@ -123,12 +127,22 @@ async fn serve(mut listener: Listener, arguments: &Arguments, reporter: Reporter
         }
         // Standard output takes one at a time.
         if arguments.forward.is_none() {
-            // Told already, and the next one is another's.
-            work.await.ok();
+            // Told already, and the next one is another's; but nobody would read that.
+            if work.await == Ok(Next::Nobody) {
+                return Ok(());
+            }
         } else {
             forwards.spawn(work);
         }
     }
+}
+
+/// What comes behind a stream.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Stream,
+    /// Nobody reads the standard output any more.
+    Nobody,
 }
 
 /// Carries one stream, and tells how that went.
@@ -137,7 +151,7 @@ async fn handle(
     forward: Option<&str>,
     linger: Duration,
     reporter: Reporter,
-) -> Result<(), String> {
+) -> Result<Next, String> {
     let peer = peer(&stream);
     let (Carried { sent, received }, end) = match forward {
         None => carry(stream, Never, tokio::io::stdout(), linger).await,
@@ -157,13 +171,17 @@ async fn handle(
             }
         },
     };
-    let error = end.err().map(|error| error.to_string());
+    let (next, error) = match end {
+        Ok(()) => (Next::Stream, None),
+        Err(error) if forward.is_none() && is_reader_gone(&error) => (Next::Nobody, None),
+        Err(error) => (Next::Stream, Some(error.to_string())),
+    };
     let text = match &error {
         None => format!("end of {peer}: {received} bytes received, {sent} sent"),
         Some(error) => format!("end of {peer} after {received} bytes received and {sent} sent: {error}"),
     };
     reporter.tell(&Ended { event: "end", peer, sent, received, error: error.clone() }, &text);
-    error.map_or(Ok(()), Err)
+    error.map_or(Ok(next), Err)
 }
 
 fn peer(stream: &Stream) -> String {
