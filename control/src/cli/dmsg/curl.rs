@@ -8,9 +8,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use axum::body::Bytes;
-use axum::http::header::{
-    CONTENT_LENGTH, CONTENT_RANGE, HOST, HeaderName, HeaderValue, LOCATION, USER_AGENT,
-};
+use axum::http::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, LOCATION, USER_AGENT};
 use axum::http::response::Parts;
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use clap::Args;
@@ -22,9 +20,11 @@ use ringwire_proto::identity::Address;
 use serde::Serialize;
 use tokio::time::timeout;
 
+use super::events::end_asked;
 use super::network::{Network, Target};
-use super::part::{Left, Part};
+use super::part::{Left, Part, Verdict};
 use crate::cli::output::{output_failed, print_json, print_text};
+use crate::cli::signals::Signals;
 use crate::dmsg::Client;
 
 /// Redirections that are followed at most.
@@ -163,15 +163,25 @@ struct Report<'a> {
 pub(super) async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let limit = arguments.max_time.map_or(FOREVER, |seconds| Duration::from_secs(seconds.into()));
     let mut broken = Broken::default();
+    // A download that is interrupted says how to go on; anything else may end at once, also while it waits for who reads.
+    let mut signals = arguments.output.as_ref().map(|_| Signals::new()).transpose()?;
+    let interrupted = async {
+        match &mut signals {
+            Some(signals) => end_asked(signals).await,
+            None => std::future::pending().await,
+        }
+    };
     let client = arguments.network.connect(1, arguments.json).await?;
-    let result = timeout(limit, perform(&client, &arguments, &mut broken)).await;
+    let result = tokio::select! {
+        () = interrupted => Err(anyhow!("told to end before all of it had come")),
+        result = timeout(limit, perform(&client, &arguments, &mut broken)) => result.unwrap_or_else(|_| {
+            Err(anyhow!(
+                "no complete answer within {} s: a larger --max-time waits longer, and without it there is no limit",
+                limit.as_secs()
+            ))
+        }),
+    };
     client.close().await;
-    let result = result.unwrap_or_else(|_| {
-        Err(anyhow!(
-            "no complete answer within {} s: a larger --max-time waits longer, and without it there is no limit",
-            limit.as_secs()
-        ))
-    });
     let status = result.map_err(|error| broken.told(error))?;
     let failed = arguments.fail && status.as_u16() >= 400;
     if failed && !arguments.json {
@@ -213,48 +223,71 @@ async fn heard<T>(arguments: &Arguments, what: &str, work: impl Future<Output = 
 }
 
 async fn perform(client: &Client, arguments: &Arguments, broken: &mut Broken) -> anyhow::Result<StatusCode> {
-    let mut location = arguments.url.clone();
-    let path = arguments.output.as_deref();
     // Of the URL as it was typed: where it leads may change.
     let url = arguments.url.text();
-    let left = path.filter(|_| arguments.continues).and_then(|path| Left::of(path, &url));
-    let mut headers = arguments.header.clone();
-    headers.extend(left.as_ref().and_then(Left::headers).into_iter().flatten());
+    let path = arguments.output.as_deref();
+    let mut left = path.filter(|_| arguments.continues).and_then(|path| Left::of(path, &url));
     if arguments.continues && left.is_none() {
         say("there is nothing to continue: all of it is fetched");
     }
-    let mut body = match arguments.data.as_deref().map(|data| (data, data.strip_prefix('@'))) {
+    let body = match arguments.data.as_deref().map(|data| (data, data.strip_prefix('@'))) {
         Some((_, Some(path))) => Some(Bytes::from(
             tokio::fs::read(path).await.map_err(|error| anyhow!("cannot read {path}: {error}"))?,
         )),
         Some((data, None)) => Some(Bytes::from(data.to_owned())),
         None => None,
     };
+    loop {
+        let (response, location) = ask(client, arguments, body.clone(), left.as_ref()).await?;
+        let status = response.status();
+        let (Some(path), Some(known)) = (path, &left) else {
+            show(response, arguments, &location, None, broken).await?;
+            return Ok(status);
+        };
+        match known.judge(status, response.headers()) {
+            Verdict::Rest(known) => {
+                show(response, arguments, &location, Some(&known), broken).await?;
+                return Ok(status);
+            }
+            Verdict::Whole => {
+                Part::whole(path, &url, known).await?;
+                say("it was whole already");
+                return Ok(StatusCode::OK);
+            }
+            Verdict::All => {
+                say("the server has another version, or does not send parts: all of it is fetched");
+                show(response, arguments, &location, None, broken).await?;
+                return Ok(status);
+            }
+            Verdict::Useless(reason) => {
+                say(&format!("{reason}: all of it is fetched"));
+                left = None;
+            }
+            Verdict::Other => {
+                bail!("the answer is {status}; what came before stays: try again, with --continue, later")
+            }
+        }
+    }
+}
+
+/// Asks, for what is behind `left` if there is something, and follows redirections. Returns also who has answered.
+async fn ask(
+    client: &Client,
+    arguments: &Arguments,
+    mut body: Option<Bytes>,
+    left: Option<&Left>,
+) -> anyhow::Result<(Response<Incoming>, Location)> {
+    let mut location = arguments.url.clone();
+    let mut headers = arguments.header.clone();
+    headers.extend(left.and_then(Left::headers).into_iter().flatten());
     let implied = if body.is_some() { Method::POST } else { Method::GET };
     let mut method = arguments.request.clone().unwrap_or(implied);
     for _ in 0..=REDIRECTS_MAX {
         let sent = send(client, &location, &method, &headers, body.clone());
         let response = heard(arguments, &format!("no answer from {}", location.authority), sent).await??;
         let status = response.status();
-        if let (Some(path), Some(left)) = (path, &left)
-            && status == StatusCode::RANGE_NOT_SATISFIABLE
-        {
-            let (head, _) = response.into_parts();
-            if !is_whole(&head, left) {
-                bail!(
-                    "{} has less than what is in the part: begin anew, without --continue",
-                    location.text()
-                );
-            }
-            Part::whole(path, &url, left).await?;
-            say("it was whole already");
-            return Ok(StatusCode::OK);
-        }
         let to = response.headers().get(LOCATION).filter(|_| status.is_redirection() && arguments.location);
-        let Some(to) = to else {
-            show(response, arguments, &location, left.as_ref(), broken).await?;
-            return Ok(status);
-        };
+        let Some(to) = to else { return Ok((response, location)) };
         let to = to.to_str().map_err(|_| anyhow!("the redirection's target is not readable"))?;
         location = location.follow(to).map_err(|error| anyhow!(error))?;
         // As browsers do: what was posted is not posted again elsewhere, unless the status says so.
@@ -318,13 +351,6 @@ fn progress(arguments: &Arguments, head: &Parts, begins_at: u64) -> ProgressBar 
     bar
 }
 
-/// Whether what is left is all there is: the server has nothing behind it (RFC 9110, 15.5.17).
-fn is_whole(head: &Parts, left: &Left) -> bool {
-    let range = head.headers.get(CONTENT_RANGE).and_then(|range| range.to_str().ok());
-    let all = range.and_then(|range| range.strip_prefix("bytes */")?.parse::<u64>().ok());
-    head.status == StatusCode::RANGE_NOT_SATISFIABLE && all == Some(left.len)
-}
-
 async fn show(
     response: Response<Incoming>,
     arguments: &Arguments,
@@ -360,9 +386,6 @@ async fn show(
         None => None,
     };
     let begins_at = file.as_ref().map_or(0, |part| part.begins_at);
-    if file.is_some() && left.is_some() && begins_at == 0 {
-        say("the server has another version, or does not send parts: all of it is fetched");
-    }
     let bar = if file.is_some() { progress(arguments, &head, begins_at) } else { ProgressBar::hidden() };
     let mut kept = Vec::new();
     let mut body_bytes = 0;
@@ -396,6 +419,10 @@ async fn show(
     let is_file = file.is_some();
     match (file, came) {
         (Some(part), Ok(())) => {
+            if let Some((there, whole)) = part.missing() {
+                part.leave().await;
+                bail!("the server sent a part of the rest: there are {there} of {whole} bytes");
+            }
             part.finish().await.map_err(file_failed)?;
             *broken = Broken::default();
         }

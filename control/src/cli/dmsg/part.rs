@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use axum::http::header::{CONTENT_RANGE, ETAG, HeaderName, IF_RANGE, LAST_MODIFIED, RANGE};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, IF_RANGE, LAST_MODIFIED, RANGE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 use tokio::fs::{File, OpenOptions};
@@ -20,6 +20,9 @@ struct Known {
     url: String,
     /// The value of If-Range: a strong ETag, or a date (RFC 9110, 13.1.5).
     version: String,
+    /// Bytes of the whole, where the server said that.
+    #[serde(default)]
+    whole: Option<u64>,
 }
 
 /// A part that a former attempt has left.
@@ -27,6 +30,23 @@ struct Known {
 pub(super) struct Left {
     pub(super) len: u64,
     version: String,
+    /// Bytes of the whole, where that is known.
+    whole: Option<u64>,
+}
+
+/// What an answer to the question for the rest is. What cannot be shown to be the rest of the same is not put behind what is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// What comes behind what is there, or the first of it; and how many bytes all is.
+    Rest(Left),
+    /// There is nothing behind what is there.
+    Whole,
+    /// All of it, from the start.
+    All,
+    /// Of no use: all of it has to be asked for.
+    Useless(&'static str),
+    /// No answer to the question; what is there stays.
+    Other,
 }
 
 impl Left {
@@ -35,7 +55,46 @@ impl Left {
         let part = temporary(&target(path))?;
         let known: Known = serde_json::from_slice(&fs::read(beside(&part)).ok()?).ok()?;
         let len = fs::metadata(&part).ok()?.len();
-        (known.url == url && len > 0).then_some(Self { len, version: known.version })
+        (known.url == url && len > 0).then_some(Self { len, version: known.version, whole: known.whole })
+    }
+
+    /// What an answer to the question with these [`headers`](Self::headers) is.
+    pub(super) fn judge(&self, status: StatusCode, headers: &HeaderMap) -> Verdict {
+        let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        match status {
+            StatusCode::PARTIAL_CONTENT => {
+                let Some((begin, whole)) = text(CONTENT_RANGE).and_then(content_range) else {
+                    return Verdict::Useless("the server does not say which part it sends");
+                };
+                if begin != self.len {
+                    return Verdict::Useless(
+                        "the server sends a part that is not the part that was asked for",
+                    );
+                }
+                let differs = matches!((self.whole, whole), (Some(then), Some(now)) if then != now);
+                // There are servers that know Range and no If-Range; an answer names its tag (RFC 9110, 15.3.7), its date it may leave out.
+                let is_same = match self.version.starts_with('"') {
+                    true => text(ETAG) == Some(&*self.version),
+                    false => text(LAST_MODIFIED).is_none_or(|date| date == self.version),
+                };
+                if differs || !is_same {
+                    return Verdict::Useless("it has changed there");
+                }
+                Verdict::Rest(Self { whole: whole.or(self.whole), ..self.clone() })
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                let whole =
+                    text(CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes */")?.parse().ok());
+                let is_whole = whole == Some(self.len) && self.whole.is_none_or(|then| then == self.len);
+                if is_whole {
+                    Verdict::Whole
+                } else {
+                    Verdict::Useless("there is less there than what has come")
+                }
+            }
+            StatusCode::OK => Verdict::All,
+            _ => Verdict::Other,
+        }
     }
 
     /// What asks for the rest, and for all if that is another by now.
@@ -54,12 +113,15 @@ pub(super) struct Part {
     temporary: Option<PathBuf>,
     /// Where this attempt begins.
     pub(super) begins_at: u64,
+    len: u64,
+    /// Bytes of the whole, where an answer that need not be all of it says that.
+    whole: Option<u64>,
     /// Whether a further attempt can go on behind this one.
     pub(super) can_continue: bool,
 }
 
 impl Part {
-    /// Opens the file for the body of this answer. With `left`, what a former attempt has left is kept if the answer goes on behind it.
+    /// Opens the file for the body of this answer, behind `left` if the answer is its [`Rest`](Verdict::Rest).
     ///
     /// # Errors
     /// The system's, for the name that is [`shown`](Self::shown).
@@ -73,29 +135,34 @@ impl Part {
         let target = target(path);
         let Some(part) = temporary(&target) else {
             let file = OpenOptions::new().write(true).open(&target).await?;
-            return Ok(Self { file, target, temporary: None, begins_at: 0, can_continue: false });
+            let (len, whole) = (0, None);
+            return Ok(Self { file, target, temporary: None, begins_at: 0, len, whole, can_continue: false });
         };
-        let goes_on = left.filter(|left| continues(status, headers, left));
-        let begins_at = goes_on.map_or(0, |left| left.len);
-        let file = if goes_on.is_some() {
+        let file = if left.is_some() {
             OpenOptions::new().append(true).open(&part).await?
         } else {
             // Leaves nothing of what was there.
             File::create(&part).await?
         };
-        let version = version(headers).filter(|_| status.is_success());
-        let version = version.or_else(|| goes_on.map(|left| left.version.clone()));
-        let can_continue = match version {
-            Some(version) => {
-                let known = Known { url: url.to_owned(), version };
-                fs::write(beside(&part), serde_json::to_vec(&known)?).is_ok()
+        let known = match left {
+            Some(left) => {
+                Some(Known { url: url.to_owned(), version: left.version.clone(), whole: left.whole })
             }
+            None => version(headers).filter(|_| status == StatusCode::OK).map(|version| {
+                let length =
+                    headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+                Known { url: url.to_owned(), version, whole: length }
+            }),
+        };
+        let can_continue = match known {
+            Some(known) => fs::write(beside(&part), serde_json::to_vec(&known)?).is_ok(),
             None => {
                 fs::remove_file(beside(&part)).ok();
                 false
             }
         };
-        Ok(Self { file, target, temporary: Some(part), begins_at, can_continue })
+        let (len, whole) = left.map_or((0, None), |left| (left.len, left.whole));
+        Ok(Self { file, target, temporary: Some(part), begins_at: len, len, whole, can_continue })
     }
 
     /// What is left is all there is: it gets its name.
@@ -103,9 +170,15 @@ impl Part {
     /// # Errors
     /// The system's.
     pub(super) async fn whole(path: &Path, url: &str, left: &Left) -> io::Result<()> {
-        let range = HeaderValue::try_from(format!("bytes {}-", left.len)).map_err(io::Error::other)?;
-        let headers = [(CONTENT_RANGE, range)].into_iter().collect();
-        Self::begin(path, url, StatusCode::PARTIAL_CONTENT, &headers, Some(left)).await?.finish().await
+        Self::begin(path, url, StatusCode::PARTIAL_CONTENT, &HeaderMap::new(), Some(left))
+            .await?
+            .finish()
+            .await
+    }
+
+    /// Bytes that there are and that there should be, when they differ.
+    pub(super) fn missing(&self) -> Option<(u64, u64)> {
+        self.whole.filter(|whole| *whole != self.len).map(|whole| (self.len, whole))
     }
 
     /// The name that it has now.
@@ -118,6 +191,7 @@ impl Part {
     /// # Errors
     /// The system's.
     pub(super) async fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.len += piece.len() as u64;
         self.file.write_all(piece).await
     }
 
@@ -164,12 +238,16 @@ fn beside(part: &Path) -> PathBuf {
     name.into()
 }
 
-/// Whether an answer is the rest behind what is left.
-fn continues(status: StatusCode, headers: &HeaderMap, left: &Left) -> bool {
-    let range = headers.get(CONTENT_RANGE).and_then(|range| range.to_str().ok()).unwrap_or_default();
-    let begins = range.strip_prefix("bytes ").and_then(|range| range.split('-').next());
-    status == StatusCode::PARTIAL_CONTENT
-        && begins.and_then(|begin| begin.trim().parse().ok()) == Some(left.len)
+/// Where a part begins, and bytes of the whole where that is said: `bytes FIRST-LAST/WHOLE`.
+fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, whole) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let whole = match whole.trim() {
+        "*" => None,
+        whole => Some(whole.parse().ok()?),
+    };
+    (first <= last && whole.is_none_or(|whole| last < whole)).then_some((first, whole))
 }
 
 /// What tells one version of a document from another.
@@ -206,30 +284,63 @@ mod tests {
         assert_eq!((&asked[0].1, &asked[1].1), (&"bytes=4-".parse().unwrap(), &"\"v1\"".parse().unwrap()));
         assert_eq!(Left::of(&path, "dmsg://key/another"), None);
         let rest = headers(&[(ETAG, "\"v1\""), (CONTENT_RANGE, "bytes 4-6/7")]);
+        let Verdict::Rest(left) = left.judge(StatusCode::PARTIAL_CONTENT, &rest) else { panic!() };
         let mut part =
             Part::begin(&path, URL, StatusCode::PARTIAL_CONTENT, &rest, Some(&left)).await.unwrap();
+        assert_eq!(part.missing(), Some((4, 7)));
         assert_eq!(part.begins_at, 4);
         part.write(b"two").await.unwrap();
+        assert_eq!(part.missing(), None);
         part.finish().await.unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"one two");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "nothing else is left");
     }
 
-    #[tokio::test]
-    async fn what_is_another_by_now_begins_anew() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("file");
-        let left = Left { len: 9, version: "\"v1\"".to_owned() };
-        fs::write(directory.path().join("file.part"), "long ago.").unwrap();
-        let elsewhere = headers(&[(CONTENT_RANGE, "bytes 3-6/7")]);
-        for (status, headers) in
-            [(StatusCode::OK, headers(&[(ETAG, "\"v2\"")])), (StatusCode::PARTIAL_CONTENT, elsewhere)]
-        {
-            let mut part = Part::begin(&path, URL, status, &headers, Some(&left)).await.unwrap();
-            assert_eq!(part.begins_at, 0, "{status}");
-            part.write(b"new").await.unwrap();
-            part.finish().await.unwrap();
-            assert_eq!(fs::read(&path).unwrap(), b"new", "{status}");
+    #[test]
+    fn only_the_rest_of_the_same_is_the_rest() {
+        let left = Left { len: 40, version: "\"a\"".to_owned(), whole: Some(100) };
+        let part = |left: &Left, range, version: (HeaderName, &'static str)| {
+            left.judge(StatusCode::PARTIAL_CONTENT, &headers(&[(CONTENT_RANGE, range), version]))
+        };
+        for range in ["bytes 40-99/100", "bytes 40-59/100", "bytes 40-99/*"] {
+            assert_eq!(part(&left, range, (ETAG, "\"a\"")), Verdict::Rest(left.clone()), "{range}");
+        }
+        for (range, version) in [
+            ("bytes 0-99/100", (ETAG, "\"a\"")),
+            ("bytes 39-99/100", (ETAG, "\"a\"")),
+            ("bytes 40-98/99", (ETAG, "\"a\"")),
+            ("bytes 40-100/100", (ETAG, "\"a\"")),
+            ("bytes 40-30/100", (ETAG, "\"a\"")),
+            ("bytes */100", (ETAG, "\"a\"")),
+            ("lines 40-99/100", (ETAG, "\"a\"")),
+            ("bytes 40-99/100", (ETAG, "\"b\"")),
+            ("bytes 40-99/100", (ETAG, "W/\"a\"")),
+            ("bytes 40-99/100", (LAST_MODIFIED, "then")),
+        ] {
+            assert!(
+                matches!(part(&left, range, version.clone()), Verdict::Useless(_)),
+                "{range} {version:?}"
+            );
+        }
+        let dated = Left { version: "then".to_owned(), ..left.clone() };
+        let rest = Verdict::Rest(dated.clone());
+        assert_eq!(part(&dated, "bytes 40-99/100", (LAST_MODIFIED, "then")), rest);
+        assert_eq!(part(&dated, "bytes 40-99/100", (CONTENT_LENGTH, "60")), rest);
+        assert!(matches!(part(&dated, "bytes 40-99/100", (LAST_MODIFIED, "now")), Verdict::Useless(_)));
+    }
+
+    #[test]
+    fn other_answers_are_what_they_are() {
+        let left = Left { len: 40, version: "\"a\"".to_owned(), whole: None };
+        let judged = |left: &Left, status, range| left.judge(status, &headers(&[(CONTENT_RANGE, range)]));
+        let short = StatusCode::RANGE_NOT_SATISFIABLE;
+        assert_eq!(judged(&left, short, "bytes */40"), Verdict::Whole);
+        assert!(matches!(judged(&left, short, "bytes */39"), Verdict::Useless(_)));
+        let longer = Left { whole: Some(41), ..left.clone() };
+        assert!(matches!(judged(&longer, short, "bytes */40"), Verdict::Useless(_)));
+        assert_eq!(judged(&left, StatusCode::OK, ""), Verdict::All);
+        for status in [StatusCode::NOT_FOUND, StatusCode::BAD_GATEWAY, StatusCode::FOUND] {
+            assert_eq!(judged(&left, status, ""), Verdict::Other, "{status}");
         }
     }
 
