@@ -21,7 +21,9 @@ fn handshakes_and_opens_have_a_cost() {
 fn idle_sessions_have_a_size() {
     let found = found(Row::Idle);
     let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["vm_rss_mib", "bytes_per_session", "kernel_bytes_per_session", "core_percent"]);
+    // What so few sessions take may be memory that was there before: then it has no size.
+    let all = ["vm_rss_mib", "bytes_per_session", "kernel_bytes_per_session", "core_percent"];
+    assert!(names.iter().all(|name| all.contains(name)) && names.contains(&"core_percent"), "{found:?}");
     assert!(found[0].1 > 1.0, "{found:?}");
 }
 
@@ -29,6 +31,7 @@ fn idle_sessions_have_a_size() {
 fn idle_streams_have_a_size() {
     let found = found(Row::IdleStreams);
     let names: Vec<_> = found.iter().map(|(name, _)| *name).collect();
-    assert_eq!(names, ["p50_us", "p99_us", "vm_rss_mib", "bytes_per_stream"]);
+    let all = ["p50_us", "p99_us", "vm_rss_mib", "bytes_per_stream"];
+    assert!(names == all || names == all[..3], "{found:?}");
     assert!(found[2].1 > 1.0, "{found:?}");
 }

@@ -183,7 +183,8 @@ fn an_error_takes_nothing_away_and_less_than_all_is_not_whole() {
 #[test]
 fn what_is_not_the_rest_begins_anew_and_says_so() {
     const CHANGED: &[u8] = b"another version, and a longer one";
-    let after_ten: [(&str, fn() -> Vec<u8>, usize); 5] = [
+    type Answer = fn() -> Vec<u8>;
+    let after_ten: [(&str, Answer, usize); 5] = [
         (
             "the server has another version, or does not send parts",
             || begun(CHANGED, CHANGED.len(), "\"b\""),

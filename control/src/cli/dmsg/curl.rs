@@ -81,7 +81,7 @@ pub(in crate::cli) struct Arguments {
     /// Seconds for everything [default: as long as something comes]
     #[arg(long, short = 'm', value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     max_time: Option<u32>,
-    /// Give up when nothing has come for so many seconds
+    /// Give up when nothing has come for so many seconds; with data, from the answer on
     #[arg(long, value_name = "S", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     silence: u32,
     /// Print one JSON object instead
@@ -284,7 +284,9 @@ async fn ask(
     let mut method = arguments.request.clone().unwrap_or(implied);
     for _ in 0..=REDIRECTS_MAX {
         let sent = send(client, &location, &method, &headers, body.clone());
-        let response = heard(arguments, &format!("no answer from {}", location.authority), sent).await??;
+        let what = format!("no answer from {}", location.authority);
+        // What is sent takes its time as well, and nothing comes meanwhile.
+        let response = if body.is_some() { sent.await? } else { heard(arguments, &what, sent).await?? };
         let status = response.status();
         let to = response.headers().get(LOCATION).filter(|_| status.is_redirection() && arguments.location);
         let Some(to) = to else { return Ok((response, location)) };

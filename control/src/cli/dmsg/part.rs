@@ -7,12 +7,20 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use axum::http::header::{CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, IF_RANGE, LAST_MODIFIED, RANGE};
+use axum::http::header::{
+    CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, HeaderName, IF_RANGE, LAST_MODIFIED, RANGE,
+};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::fs::{File, OpenOptions};
 use tokio::io::AsyncWriteExt as _;
+
+/// Dates are of whole seconds.
+const DATE_GRAIN: Duration = Duration::from_secs(1);
 
 /// What is known of a part: enough to ask for the rest, and for nothing else.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,12 +146,18 @@ impl Part {
             let (len, whole) = (0, None);
             return Ok(Self { file, target, temporary: None, begins_at: 0, len, whole, can_continue: false });
         };
-        let file = if left.is_some() {
-            OpenOptions::new().append(true).open(&part).await?
-        } else {
+        // Whoever may write the directory may have put a link there, to somewhere else.
+        let plain = OFlags::NOFOLLOW.bits().cast_signed();
+        let file = OpenOptions::new().append(true).create(true).custom_flags(plain).open(&part).await?;
+        // Two that write one file would both be told that it is whole.
+        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+            Errno::WOULDBLOCK => io::Error::new(io::ErrorKind::ResourceBusy, "another download writes it"),
+            error => error.into(),
+        })?;
+        if left.is_none() {
             // Leaves nothing of what was there.
-            File::create(&part).await?
-        };
+            file.set_len(0).await?;
+        }
         let known = match left {
             Some(left) => {
                 Some(Known { url: url.to_owned(), version: left.version.clone(), whole: left.whole })
@@ -250,11 +264,17 @@ fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     (first <= last && whole.is_none_or(|whole| last < whole)).then_some((first, whole))
 }
 
-/// What tells one version of a document from another.
+/// What tells one version of a document from another: a strong ETag, or a date that is old enough for nothing to have changed
+/// within its second since (RFC 9110, 8.8.2.2).
 fn version(headers: &HeaderMap) -> Option<String> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let time = |text: &str| httpdate::parse_http_date(text).ok();
     let is_strong = |tag: &&str| tag.starts_with('"');
-    text(ETAG).filter(is_strong).or_else(|| text(LAST_MODIFIED)).map(str::to_owned)
+    let is_old = |date: &&str| {
+        let (changed, now) = (time(date), text(DATE).and_then(time));
+        changed.zip(now).is_some_and(|(changed, now)| now > changed + DATE_GRAIN)
+    };
+    text(ETAG).filter(is_strong).or_else(|| text(LAST_MODIFIED).filter(is_old)).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -351,9 +371,17 @@ mod tests {
         let weak = headers(&[(ETAG, "W/\"v1\"")]);
         let part = Part::begin(&path, URL, StatusCode::OK, &weak, None).await.unwrap();
         assert!(!part.can_continue && Left::of(&path, URL).is_none());
-        let dated = headers(&[(ETAG, "W/\"v1\""), (LAST_MODIFIED, "Tue, 01 Dec 2026 00:00:00 GMT")]);
+        drop(part);
+        let (changed, later) = ("Tue, 01 Dec 2026 00:00:00 GMT", "Tue, 01 Dec 2026 00:00:02 GMT");
+        let fresh = headers(&[(LAST_MODIFIED, changed), (DATE, changed)]);
+        let part = Part::begin(&path, URL, StatusCode::OK, &fresh, None).await.unwrap();
+        assert!(!part.can_continue, "it may have changed within that second");
+        drop(part);
+        let dated = headers(&[(ETAG, "W/\"v1\""), (LAST_MODIFIED, changed), (DATE, later)]);
         let part = Part::begin(&path, URL, StatusCode::OK, &dated, None).await.unwrap();
         assert!(part.can_continue);
+        let second = Part::begin(&path, URL, StatusCode::OK, &dated, None).await.unwrap_err();
+        assert!(second.to_string().contains("another download"), "{second}");
         let mut null = Part::begin(Path::new("/dev/null"), URL, StatusCode::OK, &dated, None).await.unwrap();
         null.write(b"x").await.unwrap();
         assert_eq!(null.shown(), Path::new("/dev/null"));
