@@ -508,10 +508,12 @@ fn announce(
 /// A command that finds this server, as it is typed here: the program as this one was, the state directory where it is not the
 /// usual one.
 fn typed(words: &[&str], state: &State) -> String {
-    let program = std::env::args().next().unwrap_or_else(|| "ringwire".to_owned());
+    // A path need not be text: then it is shown as well as it can be.
+    let program = std::env::args_os().next().unwrap_or_else(|| "ringwire".into());
+    let program = program.to_string_lossy();
     let usual = State::locate(None).is_ok_and(|usual| usual.directory() == state.directory());
     let directory = state.directory().display().to_string();
-    let mut all = vec![program.as_str()];
+    let mut all = vec![&*program];
     all.extend(words);
     if !usual || std::env::var_os(STATE_VARIABLE).is_some() {
         all.extend(["--state", &directory]);

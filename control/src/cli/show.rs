@@ -96,36 +96,35 @@ pub(super) fn status(arguments: &StatusArguments) -> anyhow::Result<ExitCode> {
     let state = common.state()?;
     let status = match block_on(Client::new(&state)?.get::<Status>("/v1/status")) {
         Ok(status) => status,
-        Err(ClientError::Absent { .. }) if let Some(holder) = Holder::of(&state) => Status {
-            control: None,
-            control_error: Some(format!(
+        Err(ClientError::Absent { .. }) if let Some(holder) = Holder::of(&state) => without_control(
+            &state,
+            format!(
                 "process {} is starting: it waits for a data plane, as its log says; end it with: ringwire stop",
                 holder.pid
-            )),
-            dataplane: admin::dataplane_status(&state).ok(),
-        },
-        Err(ClientError::Absent { .. }) if let Some(parent) = Holder::of_parent(&state) => Status {
-            control: None,
-            control_error: Some(format!(
+            ),
+        ),
+        Err(ClientError::Absent { .. }) if let Some(parent) = Holder::of_parent(&state) => without_control(
+            &state,
+            format!(
                 "crashed; process {} starts it again, and its log says how that goes. End the server with: ringwire stop",
                 parent.pid
-            )),
-            dataplane: admin::dataplane_status(&state).ok(),
-        },
+            ),
+        ),
         Err(ClientError::Absent { .. }) => {
             let dataplane = admin::dataplane_status(&state).map_err(|error| nothing_runs(&state, error))?;
             Status { control: None, control_error: None, dataplane: Some(dataplane) }
         }
-        Err(error @ ClientError::Silent { .. }) => Status {
-            control: None,
-            control_error: Some(error.to_string()),
-            dataplane: admin::dataplane_status(&state).ok(),
-        },
+        Err(error @ ClientError::Silent { .. }) => without_control(&state, error.to_string()),
         Err(error) => return Err(error.into()),
     };
     common.print(&status, status_text)?;
     let whole = status.dataplane.is_some() && status.control.as_ref().is_some_and(|control| control.attached);
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::from(DEGRADED) })
+}
+
+/// What the data plane says, if there is one, and why the control plane says nothing.
+fn without_control(state: &State, error: String) -> Status {
+    Status { control: None, control_error: Some(error), dataplane: admin::dataplane_status(state).ok() }
 }
 
 fn status_text(status: &Status) -> String {
